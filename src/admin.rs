@@ -1,0 +1,214 @@
+//! The admin port: health for kubelet, metrics for Prometheus, status for people and scripts.
+//! HTTP/1.1, HTTP/2 and gRPC (`grpc.health.v1`) on one port. Read-only.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+use tower::ServiceExt;
+
+use crate::metrics::Metrics;
+use crate::relay::{accept_failed, prepare};
+use crate::state::Shared;
+
+pub mod status;
+
+/// Connections that are served at once; more wait in the listener's queue.
+const MAX_CONNECTIONS: usize = 256;
+/// Limit for a request's headers, and so for an idle connection.
+const HEADER_LIMIT: Duration = Duration::from_secs(30);
+
+type Body = tonic::body::Body;
+
+/// What the admin port shows.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    shared: Shared,
+    metrics: Metrics,
+    health: HealthServer<HealthService>,
+}
+
+/// The `grpc.health.v1` services and the HTTP path that each agrees with; the empty name is
+/// what a probe without a service name asks.
+pub const GRPC_SERVICES: [(&str, Probe); 4] = [
+    ("", Probe::Ready),
+    ("livez", Probe::Live),
+    ("readyz", Probe::Ready),
+    ("startupz", Probe::Startup),
+];
+
+/// The three questions of kubelet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// Does the process work?
+    Live,
+    /// Should the pod get traffic?
+    Ready,
+    /// Has the shim started?
+    Startup,
+}
+
+impl Admin {
+    /// The service, and the reporter that [`report`] keeps up to date.
+    pub fn new(shared: Shared, metrics: Metrics) -> (Self, HealthReporter) {
+        let (reporter, service) = tonic_health::server::health_reporter();
+        let health = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        drop(service);
+        let admin = Admin {
+            shared,
+            metrics,
+            health,
+        };
+        (admin, reporter)
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let is_grpc = request
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        if is_grpc {
+            return match self.health.clone().oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            };
+        }
+        let head = request.method() == Method::HEAD;
+        if request.method() != Method::GET && !head {
+            let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
+            refused
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return refused;
+        }
+        let query = request.uri().query().unwrap_or_default();
+        let verbose = query
+            .split('&')
+            .any(|q| q.split('=').next() == Some("verbose"));
+        match request.uri().path() {
+            "/livez" => self.probe(Probe::Live, verbose),
+            "/readyz" => self.probe(Probe::Ready, verbose),
+            "/startupz" => self.probe(Probe::Startup, verbose),
+            "/metrics" => {
+                let mut response = Response::new(body(self.metrics.render()));
+                response.headers_mut().insert(
+                    CONTENT_TYPE,
+                    HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+                );
+                response
+            }
+            "/status" => {
+                let document = status::document(&self.shared);
+                let mut response = Response::new(body(
+                    serde_json::to_vec_pretty(&document).unwrap_or_default(),
+                ));
+                let headers = response.headers_mut();
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+                response
+            }
+            "/" => text(
+                StatusCode::OK,
+                "agent-shim: /livez /readyz /startupz (each with ?verbose) /metrics /status\n",
+            ),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "no such path; there are /livez /readyz /startupz /metrics /status\n",
+            ),
+        }
+    }
+
+    fn probe(&self, probe: Probe, verbose: bool) -> Response<Body> {
+        let (ok, said) = self.shared.probe(probe, verbose);
+        let status = if ok {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        text(status, said)
+    }
+}
+
+fn body(bytes: impl Into<Bytes>) -> Body {
+    Body::new(Full::new(bytes.into()).map_err(|never| match never {}))
+}
+
+fn text(status: StatusCode, said: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(body(said));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Keeps `grpc.health.v1` in step with the HTTP probes.
+pub async fn report(shared: Shared, reporter: HealthReporter) {
+    loop {
+        for (name, probe) in GRPC_SERVICES {
+            let (ok, _) = shared.probe(probe, false);
+            let status = if ok {
+                tonic_health::ServingStatus::Serving
+            } else {
+                tonic_health::ServingStatus::NotServing
+            };
+            reporter.set_service_status(name, status).await;
+        }
+        shared.changed().await;
+    }
+}
+
+/// Accepts on one listener for ever.
+pub async fn serve(listener: TcpListener, admin: Admin) {
+    let admin = Arc::new(admin);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let place = places.clone().acquire_owned().await;
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    accept_failed(&error, "admin").await;
+                    continue;
+                }
+            },
+            Some(_) = connections.join_next() => continue,
+        };
+        prepare(&stream);
+        let admin = admin.clone();
+        connections.spawn(async move {
+            let _place = place;
+            let service = service_fn(move |request| {
+                let admin = admin.clone();
+                async move { Ok::<_, Infallible>(admin.answer(request).await) }
+            });
+            let mut builder = auto::Builder::new(TokioExecutor::new());
+            builder
+                .http1()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_LIMIT);
+            builder.http2().max_header_list_size(16 * 1024);
+            // A caller's broken connection is the caller's concern.
+            let _ = builder
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}

@@ -1,0 +1,204 @@
+//! The `/status` document: one JSON object whose shape is documented in docs/status.md and pinned
+//! by a test. Also read back by `agent-shim status`, so both sides are one type.
+
+use serde::{Deserialize, Serialize};
+
+use crate::endpoint::Protocol;
+use crate::models::{Model, ServerMetadata};
+use crate::state::Shared;
+
+/// The whole document.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Document {
+    /// The build.
+    pub build: Build,
+    /// `correct` or `observe`.
+    pub mode: String,
+    /// Every candidate, for each protocol in order.
+    pub endpoints: Vec<EndpointStatus>,
+    /// The host in use, for each protocol.
+    pub selection: Selection,
+    /// The server's metadata, once known.
+    pub server: Option<ServerStatus>,
+    /// The repository index as last read.
+    pub models: Vec<Model>,
+    /// Memory; null where nothing is known.
+    pub capacity: Capacity,
+    /// Capability names.
+    pub capabilities: Capabilities,
+    /// Named facts.
+    pub conditions: Vec<ConditionStatus>,
+    /// What is wrong, in words.
+    pub findings: Vec<Finding>,
+}
+
+/// Which build this is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Build {
+    /// Version.
+    pub version: String,
+    /// Target triple.
+    pub target: String,
+}
+
+/// One candidate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    /// The host as configured.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// `http` or `grpc`.
+    pub protocol: String,
+    /// `up`, `stalled`, `down` or `unknown`.
+    pub state: String,
+    /// The reason of the last failed probe; null while the last probe succeeded.
+    pub reason: Option<String>,
+    /// What that probe saw.
+    pub detail: Option<String>,
+    /// When the state began, RFC 3339.
+    pub since: String,
+    /// When the server last answered here.
+    pub last_success: Option<String>,
+    /// Latency of that answer, in milliseconds.
+    pub latency_ms: Option<f64>,
+    /// The server's own readiness in it.
+    pub server_ready: Option<bool>,
+}
+
+/// The host in use.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Selection {
+    /// For HTTP.
+    pub http: Option<String>,
+    /// For gRPC.
+    pub grpc: Option<String>,
+}
+
+/// The server, and how fresh the knowledge of it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Name, version and extensions.
+    #[serde(flatten)]
+    pub metadata: ServerMetadata,
+    /// When the repository index was read last.
+    pub read_at: Option<String>,
+    /// Why the last look failed.
+    pub error: Option<String>,
+}
+
+/// Memory in bytes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Capacity {
+    /// What the agent asked for.
+    pub requested: Option<u64>,
+    /// What was measured.
+    pub observed: Option<u64>,
+    /// What was sent to the scheduler.
+    pub reported: Option<u64>,
+    /// What the scheduler answered.
+    pub believed: Option<u64>,
+}
+
+/// Capability names.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// What the agent asked for.
+    pub requested: Vec<String>,
+    /// What was sent to the scheduler.
+    pub reported: Vec<String>,
+    /// In the second and not in the first.
+    pub added: Vec<String>,
+    /// In the first and not in the second.
+    pub dropped: Vec<String>,
+}
+
+/// One condition.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConditionStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it holds.
+    pub status: bool,
+    /// Why, in words.
+    pub reason: String,
+    /// When it last changed, RFC 3339.
+    pub since: String,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Finding {
+    /// The condition or rule it comes from.
+    pub rule: String,
+    /// The sentence.
+    pub text: String,
+}
+
+/// The document of this moment.
+pub fn document(shared: &Shared) -> Document {
+    let view = shared.view();
+    let clock = &shared.clock;
+    let inventory = shared.inventory.borrow().clone();
+    let conditions = shared.conditions();
+    let endpoints = Protocol::ALL
+        .into_iter()
+        .flat_map(|protocol| view.of(protocol).iter())
+        .map(|e| EndpointStatus {
+            host: e.candidate.host.to_string(),
+            port: e.candidate.port,
+            protocol: e.candidate.protocol.as_str().into(),
+            state: e.health.state.as_str().into(),
+            reason: e.health.reason.map(|r| r.as_str().into()),
+            detail: e.health.reason.map(|_| e.health.detail.clone()),
+            since: clock.rfc3339(e.health.since),
+            last_success: e.health.last_success.map(|at| clock.rfc3339(at)),
+            latency_ms: e
+                .health
+                .latency
+                .map(|l| (l.as_secs_f64() * 1e6).round() / 1e3),
+            server_ready: e.health.server_ready,
+        })
+        .collect();
+    let selected = |protocol| {
+        view.selected(protocol)
+            .map(|e| e.candidate.host.to_string())
+    };
+    Document {
+        build: Build {
+            version: crate::VERSION.into(),
+            target: crate::TARGET.into(),
+        },
+        mode: shared.mode.as_str().into(),
+        endpoints,
+        selection: Selection {
+            http: selected(Protocol::Http),
+            grpc: selected(Protocol::Grpc),
+        },
+        server: inventory.server.clone().map(|metadata| ServerStatus {
+            metadata,
+            read_at: inventory.read_at.map(|at| clock.rfc3339(at)),
+            error: inventory.error.clone(),
+        }),
+        models: inventory.models.clone(),
+        capacity: Capacity::default(),
+        capabilities: Capabilities::default(),
+        findings: conditions
+            .iter()
+            .filter(|c| !c.holds || c.reason.starts_with("stalled"))
+            .map(|c| Finding {
+                rule: c.name.into(),
+                text: c.reason.clone(),
+            })
+            .collect(),
+        conditions: conditions
+            .into_iter()
+            .map(|c| ConditionStatus {
+                name: c.name.into(),
+                status: c.holds,
+                reason: c.reason,
+                since: clock.rfc3339(c.since),
+            })
+            .collect(),
+    }
+}

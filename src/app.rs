@@ -1,0 +1,364 @@
+//! The only place that knows every part: binds, wires, supervises, and stops.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol as Transport, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::admin::{self, Admin};
+use crate::clock::Clock;
+use crate::config::{Config, ProbeConfig};
+use crate::drain::Drain;
+use crate::endpoint::{Candidate, Protocol};
+use crate::health::{Outcome, Reason};
+use crate::metrics::Metrics;
+use crate::models::Inspector;
+use crate::prober::resolve::Resolver;
+use crate::prober::{self, Probe, ProbeFuture, Prober, Report};
+use crate::relay::{self, Context, RelayMetrics};
+use crate::state::Shared;
+
+/// Why the shim did not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port could not be taken.
+    #[error(
+        "cannot listen on {address} for {purpose} ({variable}): {source}; another process of this pod has that port, or the address is not this pod's"
+    )]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What it is for.
+        purpose: &'static str,
+        /// The variable that sets it.
+        variable: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The HTTP client of the prober could not be made.
+    #[error("cannot make the HTTP client of the prober: {0}")]
+    Client(#[from] reqwest::Error),
+    /// A task that must run for ever has ended.
+    #[error("the task {task} has ended: {why}")]
+    Task {
+        /// Which.
+        task: &'static str,
+        /// Why.
+        why: String,
+    },
+}
+
+/// The addresses that are really bound.
+#[derive(Debug, Clone, Default)]
+pub struct Bound {
+    /// Admin.
+    pub admin: Vec<SocketAddr>,
+    /// HTTP relay.
+    pub relay_http: Vec<SocketAddr>,
+    /// gRPC relay.
+    pub relay_grpc: Vec<SocketAddr>,
+}
+
+/// A shim that has its ports and is ready to run.
+#[derive(Debug)]
+pub struct App {
+    bound: Bound,
+    drain: Drain,
+    drain_time: Duration,
+    tasks: JoinSet<&'static str>,
+    metrics: Metrics,
+}
+
+impl App {
+    /// Binds every port and starts every task. Nothing is called started before all ports are
+    /// bound; a taken port is an error that names it. Must be called inside a tokio runtime.
+    pub fn start(config: &Config) -> Result<App, Error> {
+        let listeners = Listeners::bind(config)?;
+        let bound = listeners.bound.clone();
+        let clock = Clock::start();
+        let metrics = Metrics::new();
+        let drain = Drain::default();
+        let client = prober::http::client(&config.probe)?;
+        let probe = ServerProbe {
+            client: client.clone(),
+            limits: config.probe,
+            resolver: Resolver::new(config.probe.interval),
+        };
+        let (prober, watching) = Prober::new(config, probe, clock, &metrics);
+        let (inspector, poke, inventory) = Inspector::new(
+            watching.clone(),
+            clock,
+            config.index_interval,
+            client,
+            config.probe.connect_timeout,
+            &metrics,
+        );
+        // The slowest probe round of a working process: a look-up, a connection, two answers.
+        let heartbeat = 10 * config.probe.interval + Duration::from_secs(10);
+        let shared = Shared::new(
+            config.mode,
+            clock,
+            watching.clone(),
+            inventory,
+            drain.clone(),
+            heartbeat,
+            &metrics,
+        );
+        let (admin, reporter) = Admin::new(shared.clone(), metrics.clone());
+        let [http_metrics, grpc_metrics] = RelayMetrics::new(&metrics);
+        let context = |protocol: Protocol, metrics: RelayMetrics| Context {
+            protocol,
+            mode: config.mode,
+            watching: watching.clone(),
+            clock,
+            grace: config.outage_grace,
+            connect_timeout: config.probe.connect_timeout,
+            header_timeout: HEADER_TIMEOUT,
+            poke: poke.clone(),
+            metrics,
+        };
+        let http = context(Protocol::Http, http_metrics);
+        let grpc = context(Protocol::Grpc, grpc_metrics);
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(named("prober", prober.run()));
+        tasks.spawn(named("inspector", inspector.run()));
+        tasks.spawn(named("health reporter", admin::report(shared, reporter)));
+        for listener in listeners.admin {
+            tasks.spawn(named("admin", admin::serve(listener, admin.clone())));
+        }
+        for listener in listeners.relay_http {
+            let relay = relay::serve(listener, http.clone(), drain.clone());
+            tasks.spawn(named("HTTP relay", relay));
+        }
+        for listener in listeners.relay_grpc {
+            let relay = relay::serve(listener, grpc.clone(), drain.clone());
+            tasks.spawn(named("gRPC relay", relay));
+        }
+        tracing::info!(
+            admin = joined(&bound.admin),
+            relay_http = joined(&bound.relay_http),
+            relay_grpc = joined(&bound.relay_grpc),
+            "listening"
+        );
+        Ok(App {
+            bound,
+            drain,
+            drain_time: config.drain_time,
+            tasks,
+            metrics,
+        })
+    }
+
+    /// The addresses that are really bound.
+    pub fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
+    /// The registry behind `/metrics`.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Runs until `stop` completes and everything that was under way has ended, or the drain
+    /// time is over. A task that ends or panics before is an error. The caller may drop this
+    /// future to stop at once.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        tokio::select! {
+            () = stop => {}
+            ended = self.tasks.join_next() => return Err(task_ended(ended)),
+        }
+        self.drain.begin();
+        let running = self.drain.running();
+        tracing::info!(running, limit = ?self.drain_time, "stopping: not ready; connections are carried on");
+        tokio::select! {
+            all = self.drain.wait(self.drain_time) => if all {
+                tracing::info!("stopped: every connection has ended");
+            } else {
+                let running = self.drain.running();
+                tracing::warn!(running, "stopped: the drain time is over, connections are cut");
+            },
+            ended = self.tasks.join_next() => return Err(task_ended(ended)),
+        }
+        Ok(())
+    }
+}
+
+/// Limit for a caller's first bytes, and for each header it has begun to send.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+fn task_ended(ended: Option<Result<&'static str, tokio::task::JoinError>>) -> Error {
+    match ended {
+        Some(Ok(task)) => Error::Task {
+            task,
+            why: "it returned although it should run for ever".into(),
+        },
+        Some(Err(error)) => Error::Task {
+            task: "unknown",
+            why: error.to_string(),
+        },
+        None => Error::Task {
+            task: "any",
+            why: "none was started".into(),
+        },
+    }
+}
+
+fn joined(addresses: &[SocketAddr]) -> String {
+    let texts: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+    texts.join(",")
+}
+
+#[derive(Debug, Default)]
+struct Listeners {
+    bound: Bound,
+    admin: Vec<TcpListener>,
+    relay_http: Vec<TcpListener>,
+    relay_grpc: Vec<TcpListener>,
+}
+
+impl Listeners {
+    fn bind(config: &Config) -> Result<Self, Error> {
+        let mut all = Listeners::default();
+        all.relay_http = bind_all(
+            &config.relay_listen,
+            config.relay_http_port,
+            "the HTTP relay",
+            "SHIM_RELAY_HTTP_PORT",
+            &mut all.bound.relay_http,
+        )?;
+        all.relay_grpc = bind_all(
+            &config.relay_listen,
+            config.relay_grpc_port,
+            "the gRPC relay",
+            "SHIM_RELAY_GRPC_PORT",
+            &mut all.bound.relay_grpc,
+        )?;
+        all.admin = bind_all(
+            &config.admin_listen,
+            config.admin_port,
+            "admin",
+            "SHIM_ADMIN_PORT",
+            &mut all.bound.admin,
+        )?;
+        Ok(all)
+    }
+}
+
+fn bind_all(
+    addresses: &[IpAddr],
+    port: u16,
+    purpose: &'static str,
+    variable: &'static str,
+    bound: &mut Vec<SocketAddr>,
+) -> Result<Vec<TcpListener>, Error> {
+    let mut listeners = Vec::new();
+    for ip in addresses {
+        let mut address = SocketAddr::new(*ip, port);
+        let mut result = listen(address);
+        // `::` stands for "every address"; without IPv6 that is 0.0.0.0.
+        let no_ipv6 = |error: &io::Error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
+            ) || error.raw_os_error() == Some(EAFNOSUPPORT)
+        };
+        if *ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && result.as_ref().is_err_and(no_ipv6) {
+            tracing::info!(purpose, "no IPv6 here: listening on 0.0.0.0");
+            address.set_ip(Ipv4Addr::UNSPECIFIED.into());
+            result = listen(address);
+        }
+        let bind_error = |source| Error::Bind {
+            address,
+            purpose,
+            variable,
+            source,
+        };
+        let listener = result.map_err(bind_error)?;
+        bound.push(listener.local_addr().map_err(bind_error)?);
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// Linux's "address family not supported".
+const EAFNOSUPPORT: i32 = 97;
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Transport::TCP),
+    )?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // Both families on one socket, whatever the system's default is.
+        socket.set_only_v6(false)?;
+    }
+    // Only skips TIME_WAIT; two live listeners on one port still conflict, and must.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// The real probes: resolve, then ask each address until one is healthy.
+struct ServerProbe {
+    client: reqwest::Client,
+    limits: ProbeConfig,
+    resolver: Resolver,
+}
+
+/// Addresses of one name that are asked in one probe.
+const MAX_ADDRESSES: usize = 4;
+
+impl Probe for ServerProbe {
+    fn probe(&self, candidate: &Candidate) -> ProbeFuture {
+        let (client, limits) = (self.client.clone(), self.limits);
+        let (resolver, candidate) = (self.resolver.clone(), candidate.clone());
+        Box::pin(async move {
+            let addresses = match resolver.resolve(&candidate).await {
+                Ok(addresses) => addresses,
+                Err(detail) => {
+                    return Report {
+                        outcome: Outcome::Unhealthy {
+                            reason: Reason::Dns,
+                            detail,
+                        },
+                        address: None,
+                    };
+                }
+            };
+            let mut last = None;
+            for address in addresses.into_iter().take(MAX_ADDRESSES) {
+                let outcome = match candidate.protocol {
+                    Protocol::Http => prober::http::probe(&client, address, limits.timeout).await,
+                    Protocol::Grpc => prober::grpc::probe(address, &limits).await,
+                };
+                let healthy = matches!(outcome, Outcome::Healthy { .. });
+                last = Some(Report {
+                    outcome,
+                    address: Some(address),
+                });
+                if healthy {
+                    break;
+                }
+            }
+            last.unwrap_or_else(|| Report {
+                outcome: Outcome::Unhealthy {
+                    reason: Reason::Dns,
+                    detail: "the name has no address".into(),
+                },
+                address: None,
+            })
+        })
+    }
+}

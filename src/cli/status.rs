@@ -1,0 +1,168 @@
+//! `agent-shim status`: the `/status` of a running shim as a table that a person can read.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // A command line prints.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::admin::status::Document;
+
+/// Arguments of `agent-shim status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Where the shim's admin port is; by default that of this pod
+    #[arg(long, value_name = "URL")]
+    pub admin: Option<String>,
+    /// Print the JSON document as it came
+    #[arg(long)]
+    pub json: bool,
+    /// How long to wait for the answer
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub timeout: Duration,
+}
+
+/// The admin URL of this pod, from the same settings as the sidecar's.
+pub fn own_admin() -> String {
+    let port = crate::config::load().map_or(9680, |loaded| loaded.config.admin_port);
+    format!("http://127.0.0.1:{port}")
+}
+
+/// Runs the command.
+pub async fn main(args: StatusArgs) -> ExitCode {
+    let admin = args.admin.unwrap_or_else(own_admin);
+    let text = match fetch(&admin, args.timeout).await {
+        Ok(text) => text,
+        Err(why) => {
+            eprintln!("agent-shim: {why}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if args.json {
+        println!("{text}");
+        return ExitCode::SUCCESS;
+    }
+    match serde_json::from_str::<Document>(&text) {
+        Ok(document) => {
+            print!("{}", table(&document));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!(
+                "agent-shim: {admin}/status did not answer with the status of an agent-shim: {error}"
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn fetch(admin: &str, limit: Duration) -> Result<String, String> {
+    let url = format!("{}/status", admin.trim_end_matches('/'));
+    let explain = |error: reqwest::Error| {
+        format!(
+            "no answer from {url}: {}; is the shim running there? (--admin URL names another place)",
+            crate::prober::http::innermost(&error)
+        )
+    };
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(limit)
+        .build()
+        .map_err(explain)?;
+    let answer = client.get(&url).send().await.map_err(explain)?;
+    if !answer.status().is_success() {
+        return Err(format!("{url} answered {}", answer.status()));
+    }
+    answer.text().await.map_err(explain)
+}
+
+/// The table, 80 columns wide where the content allows.
+pub fn table(d: &Document) -> String {
+    let mut out = String::new();
+    let ready = d.conditions.iter().all(|c| c.status);
+    let verdict = if ready { "READY" } else { "NOT READY" };
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        out,
+        "agent-shim {} ({})  mode {}",
+        d.build.version, verdict, d.mode
+    );
+    if let Some(server) = &d.server {
+        let _ = writeln!(
+            out,
+            "server     {} {}",
+            server.metadata.name, server.metadata.version
+        );
+    }
+    let _ = writeln!(
+        out,
+        "\n{:<6}{:<9}{:<28}{:<9}{:<18}{:>8}",
+        "USED", "PROTOCOL", "ENDPOINT", "STATE", "REASON", "LATENCY"
+    );
+    for e in &d.endpoints {
+        let selected = match e.protocol.as_str() {
+            "http" => &d.selection.http,
+            _ => &d.selection.grpc,
+        };
+        let used = if selected.as_deref() == Some(e.host.as_str()) {
+            "  *"
+        } else {
+            ""
+        };
+        let host = if e.host.contains(':') {
+            format!("[{}]", e.host)
+        } else {
+            e.host.clone()
+        };
+        let latency = match (e.state.as_str(), e.latency_ms) {
+            ("up", Some(ms)) => format!("{ms:.2}ms"),
+            _ => String::new(),
+        };
+        let _ = writeln!(
+            out,
+            "{used:<6}{:<9}{:<28}{:<9}{:<18}{latency:>8}",
+            e.protocol,
+            format!("{host}:{}", e.port),
+            e.state,
+            e.reason.as_deref().unwrap_or("-"),
+        );
+    }
+    let _ = writeln!(out, "\n{:<18}{:<8}REASON", "CONDITION", "HOLDS");
+    for c in &d.conditions {
+        let holds = if c.status { "yes" } else { "NO" };
+        let _ = writeln!(out, "{:<18}{holds:<8}{}", c.name, wrapped(&c.reason, 26));
+    }
+    if !d.models.is_empty() {
+        let _ = writeln!(out, "\n{:<40}{:<12}STATE", "MODEL", "VERSION");
+        for m in &d.models {
+            let version = if m.version.is_empty() {
+                "-"
+            } else {
+                &m.version
+            };
+            let _ = writeln!(out, "{:<40}{version:<12}{}", m.name, m.state);
+        }
+    }
+    let trimmed: Vec<&str> = out.lines().map(str::trim_end).collect();
+    trimmed.join("\n") + "\n"
+}
+
+/// Breaks text at blanks so that it fits into 80 columns behind an indent.
+fn wrapped(text: &str, indent: usize) -> String {
+    let mut out = String::new();
+    let mut column = indent;
+    for word in text.split(' ') {
+        if column > indent && column + word.len() > 80 {
+            out.push('\n');
+            out.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if column > indent {
+            out.push(' ');
+        }
+        out.push_str(word);
+        column += word.len() + 1;
+    }
+    out
+}

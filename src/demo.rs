@@ -1,0 +1,9 @@
+//! Placeholder.
+use std::process::ExitCode;
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct DemoArgs {}
+/// Runs.
+pub async fn main(_: DemoArgs) -> ExitCode {
+    ExitCode::SUCCESS
+}

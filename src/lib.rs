@@ -1,0 +1,40 @@
+//! agent-shim: a sidecar that stands between Seldon Core 2's agent and its inference server.
+//!
+//! The library is the whole program; `main` only parses the command line. Start reading at
+//! [`app`], the only place that knows every part; ARCHITECTURE.md has the map.
+
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+#[cfg(feature = "demo")]
+pub mod demo;
+pub mod drain;
+pub mod endpoint;
+pub mod health;
+pub mod metrics;
+pub mod models;
+pub mod prober;
+pub mod readiness;
+pub mod relay;
+pub mod signal;
+pub mod state;
+pub mod telemetry;
+pub mod view;
+
+/// The version of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The target triple of this build.
+pub const TARGET: &str = env!("SHIM_BUILD_TARGET");
+
+/// Generated from `proto/`.
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::all
+)]
+pub mod proto {
+    tonic::include_proto!("inference");
+}

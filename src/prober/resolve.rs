@@ -1,0 +1,71 @@
+//! Names to addresses, with a bound, and never more than one look-up of a name under way.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use crate::endpoint::{Candidate, Host};
+
+type Answer = Result<Vec<SocketAddr>, String>;
+
+/// Resolves candidates. The system's resolver blocks a thread for as long as it likes (10 s is
+/// common with an unreachable name server), so a look-up that outlasts its bound is kept and
+/// waited for again at the next probe instead of starting another.
+#[derive(Debug, Clone)]
+pub struct Resolver {
+    limit: Duration,
+    under_way: Arc<Mutex<HashMap<(String, u16), JoinHandle<Answer>>>>,
+}
+
+impl Resolver {
+    /// A resolver that waits for `limit` at most.
+    pub fn new(limit: Duration) -> Self {
+        Resolver {
+            limit,
+            under_way: Arc::default(),
+        }
+    }
+
+    /// The addresses of a candidate, at least one, or why there are none.
+    pub async fn resolve(&self, candidate: &Candidate) -> Answer {
+        let name = match &candidate.host {
+            Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, candidate.port)]),
+            Host::Name(name) => name.clone(),
+        };
+        let key = (name, candidate.port);
+        let kept = self.lock().remove(&key);
+        let mut lookup = kept.unwrap_or_else(|| tokio::spawn(look_up(key.clone())));
+        match tokio::time::timeout(self.limit, &mut lookup).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => Err(format!("the look-up of {} failed: {error}", key.0)),
+            Err(_) => {
+                let text = format!("no answer about {} within {:?}", key.0, self.limit);
+                self.lock().insert(key, lookup);
+                Err(text)
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, u16), JoinHandle<Answer>>> {
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn look_up(key: (String, u16)) -> Answer {
+    match tokio::net::lookup_host((key.0.as_str(), key.1)).await {
+        Ok(addresses) => {
+            let all: Vec<SocketAddr> = addresses.collect();
+            if all.is_empty() {
+                Err(format!("{} has no address", key.0))
+            } else {
+                Ok(all)
+            }
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}

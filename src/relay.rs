@@ -1,0 +1,297 @@
+//! The two relays: HTTP/1.1 on one port, gRPC on the other, to whichever candidate is in use.
+//!
+//! Owns the listeners and the accounting of connections; what happens on a connection is in the
+//! modules below. Must not know how health is found out: it reads the [`View`]. A relay never
+//! cuts a running call on suspicion and never sends a request twice.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::clock::Clock;
+use crate::config::Mode;
+use crate::drain::{Busy, Drain};
+use crate::endpoint::Protocol;
+use crate::metrics::Metrics;
+use crate::models::Poke;
+use crate::prober::Watching;
+use crate::view::View;
+
+pub mod answer;
+pub mod connect;
+pub mod frames;
+pub mod grpc;
+pub mod http;
+pub mod io_util;
+pub mod local;
+pub mod opening;
+pub mod splice;
+
+/// Everything a connection needs. Cloned for each relay.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Which protocol this relay carries.
+    pub protocol: Protocol,
+    /// Whether anything may be answered here.
+    pub mode: Mode,
+    /// What the prober knows.
+    pub watching: Watching,
+    /// The process clock.
+    pub clock: Clock,
+    /// How long after its last answer the server is still called live.
+    pub grace: Duration,
+    /// Limit for connecting to a candidate.
+    pub connect_timeout: Duration,
+    /// Limit for a caller's first bytes and for every header it has begun.
+    pub header_timeout: Duration,
+    /// Told when a call has changed what is loaded.
+    pub poke: Poke,
+    /// The relay's series.
+    pub metrics: RelayMetrics,
+}
+
+impl Context {
+    /// The latest snapshot.
+    pub fn view(&self) -> Arc<View> {
+        self.watching.view.borrow().clone()
+    }
+
+    /// Completes when `holds` is true of the view; checked whenever a state changes.
+    pub async fn until(&self, holds: impl Fn(&View) -> bool) {
+        let mut changes: watch::Receiver<u64> = self.watching.changes.clone();
+        loop {
+            changes.mark_unchanged();
+            if holds(&self.view()) {
+                return;
+            }
+            if changes.changed().await.is_err() {
+                // The prober is gone, and with it this process, at any moment.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// How a relayed connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// In order, by the caller or by the server.
+    Closed,
+    /// Reset by either side.
+    Reset,
+    /// The caller broke the protocol.
+    Malformed,
+    /// The caller did not finish what it had begun to send.
+    Timeout,
+    /// The caller speaks another protocol than this port.
+    WrongProtocol,
+    /// No candidate could be connected to, and the caller could not be answered.
+    Unavailable,
+}
+
+impl End {
+    /// All ends, in the order in which they are exported.
+    pub const ALL: [End; 6] = [
+        End::Closed,
+        End::Reset,
+        End::Malformed,
+        End::Timeout,
+        End::WrongProtocol,
+        End::Unavailable,
+    ];
+
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            End::Closed => "closed",
+            End::Reset => "reset",
+            End::Malformed => "malformed",
+            End::Timeout => "timeout",
+            End::WrongProtocol => "wrong-protocol",
+            End::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Prepares a connection: no delay, and keep-alive so that a peer that vanished is noticed. No
+/// user time-out: a server that is frozen for a while with a full window must not be cut off.
+pub fn prepare(stream: &TcpStream) {
+    // Each fails only on a connection that is gone, which the next read says better.
+    let _ = stream.set_nodelay(true);
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+}
+
+/// Accepts on one listener for ever. Connections are owned here, so they end with the relay.
+pub async fn serve(listener: TcpListener, context: Context, drain: Drain) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    prepare(&stream);
+                    let busy = drain.busy();
+                    connections.spawn(connection(stream, peer, context.clone(), busy));
+                }
+                Err(error) => {
+                    accept_failed(&error, context.protocol.as_str()).await;
+                    context.metrics.accept_errors.inc();
+                }
+            },
+            Some(ended) = connections.join_next() => if let Err(error) = ended {
+                // Costs this caller its connection and nobody else anything.
+                tracing::error!(%error, "a connection task failed");
+            },
+        }
+    }
+}
+
+/// A failed accept is the caller's fault or a lack of descriptors; wait a little for the latter.
+pub async fn accept_failed(error: &io::Error, listener: &'static str) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset};
+    if matches!(error.kind(), ConnectionAborted | ConnectionReset) {
+        return;
+    }
+    tracing::warn!(%error, listener, "cannot accept a connection");
+    sleep(Duration::from_millis(100)).await;
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, context: Context, _busy: Busy) {
+    let open = context.metrics.open.clone();
+    open.inc();
+    let guard = Decrement(open);
+    let end = match context.protocol {
+        Protocol::Http => http::serve(stream, &context).await,
+        Protocol::Grpc => grpc::serve(stream, &context).await,
+    };
+    drop(guard);
+    context.metrics.ended(end);
+    match end {
+        End::Closed | End::Reset | End::Unavailable => {
+            tracing::debug!(%peer, protocol = %context.protocol, end = end.as_str(), "connection ended");
+        }
+        _ => {
+            tracing::info!(%peer, protocol = %context.protocol, end = end.as_str(), "connection refused by the relay");
+        }
+    }
+}
+
+struct Decrement(IntGauge);
+
+impl Drop for Decrement {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Series of both relays; the handles of one protocol are resolved once.
+#[derive(Debug, Clone)]
+pub struct RelayMetrics {
+    open: IntGauge,
+    ended: Vec<IntCounter>,
+    accept_errors: IntCounter,
+    /// Bytes from callers.
+    pub received: IntCounter,
+    /// Bytes to callers.
+    pub sent: IntCounter,
+    /// Calls passed to the server.
+    pub calls: IntCounter,
+    connects: IntCounterVec,
+    answers: IntCounterVec,
+    protocol: Protocol,
+}
+
+impl RelayMetrics {
+    /// Registers the series of both relays; `[http, grpc]`.
+    pub fn new(metrics: &Metrics) -> [RelayMetrics; 2] {
+        let open = metrics.int_gauge_vec(
+            "agent_shim_relay_open_connections",
+            "Relayed connections open now.",
+            &["protocol"],
+        );
+        let ended = metrics.counter_vec(
+            "agent_shim_relay_connections_total",
+            "Relayed connections by how they ended.",
+            &["protocol", "end"],
+        );
+        let accept_errors = metrics.counter_vec(
+            "agent_shim_relay_accept_errors_total",
+            "Connections that could not be accepted.",
+            &["protocol"],
+        );
+        let bytes = metrics.counter_vec(
+            "agent_shim_relay_bytes_total",
+            "Bytes relayed: received from callers, sent to callers.",
+            &["protocol", "direction"],
+        );
+        let calls = metrics.counter_vec(
+            "agent_shim_relay_calls_total",
+            "Calls passed to the inference server.",
+            &["protocol"],
+        );
+        let connects = metrics.counter_vec(
+            "agent_shim_relay_connect_attempts_total",
+            "Attempts to connect a caller to a candidate, by outcome.",
+            &["protocol", "outcome"],
+        );
+        let answers = metrics.counter_vec(
+            "agent_shim_answers_total",
+            "Answers given by the shim itself instead of the server.",
+            &["protocol", "answer"],
+        );
+        Protocol::ALL.map(|protocol| {
+            let p = protocol.as_str();
+            for outcome in connect::Attempt::ALL {
+                connects.with_label_values(&[p, outcome.as_str()]);
+            }
+            for answer in answer::Answered::ALL {
+                answers.with_label_values(&[p, answer.as_str()]);
+            }
+            RelayMetrics {
+                open: open.with_label_values(&[p]),
+                ended: End::ALL
+                    .iter()
+                    .map(|end| ended.with_label_values(&[p, end.as_str()]))
+                    .collect(),
+                accept_errors: accept_errors.with_label_values(&[p]),
+                received: bytes.with_label_values(&[p, "received"]),
+                sent: bytes.with_label_values(&[p, "sent"]),
+                calls: calls.with_label_values(&[p]),
+                connects: connects.clone(),
+                answers: answers.clone(),
+                protocol,
+            }
+        })
+    }
+
+    fn ended(&self, end: End) {
+        if let Some(i) = End::ALL.iter().position(|e| *e == end) {
+            self.ended[i].inc();
+        }
+    }
+
+    /// Counts an attempt to connect.
+    pub fn connect(&self, outcome: connect::Attempt) {
+        self.connects
+            .with_label_values(&[self.protocol.as_str(), outcome.as_str()])
+            .inc();
+    }
+
+    /// Counts an answer of the shim's own.
+    pub fn answered(&self, answer: answer::Answered) {
+        self.answers
+            .with_label_values(&[self.protocol.as_str(), answer.as_str()])
+            .inc();
+    }
+}

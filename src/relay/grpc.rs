@@ -1,0 +1,173 @@
+//! The gRPC relay: a connection is judged by its first call.
+//!
+//! The agent keeps its control calls (health, repository) and its data calls on separate
+//! connections to one port. A data connection is carried to the server as bytes. A control
+//! connection is ended here, in the shim's own HTTP/2 service, which can answer health itself.
+//! A data connection that comes while the server is down goes there too, is answered honestly,
+//! and is told to come again (GOAWAY) as soon as the server is up.
+
+use tokio::net::{TcpStream, UnixStream};
+
+use super::connect::connect;
+use super::http::{observe, refuse};
+use super::io_util::{Silent, Spoken, sniff};
+use super::opening::{NotOpened, Opening, open};
+use super::splice::{Ended, Far, Http2, Splice};
+use super::{Context, End, local};
+use crate::config::Mode;
+use crate::endpoint::Protocol;
+use crate::health::State;
+use crate::view::Usable;
+
+/// Whether a connection with this first call is a control connection.
+pub fn is_control(path: &str) -> bool {
+    let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.rsplit_once('/')) else {
+        return false;
+    };
+    match service {
+        "inference.GRPCInferenceService" => matches!(
+            method,
+            "ServerLive"
+                | "ServerReady"
+                | "ServerMetadata"
+                | "RepositoryIndex"
+                | "RepositoryModelLoad"
+                | "RepositoryModelUnload"
+        ),
+        "inference.model_repository.ModelRepositoryService" => true,
+        _ => false,
+    }
+}
+
+/// Serves one caller's connection until it ends.
+pub async fn serve(mut stream: TcpStream, context: &Context) -> End {
+    if context.mode == Mode::Observe {
+        return observe(stream, context).await;
+    }
+    let before = match sniff(&mut stream, context.header_timeout).await {
+        Ok((Spoken::Http2, before)) => before,
+        Ok((Spoken::Http1, _)) => {
+            refuse(stream, "this port speaks gRPC (HTTP/2); HTTP/1.1 goes to the HTTP relay (SHIM_RELAY_HTTP_PORT)").await;
+            return End::WrongProtocol;
+        }
+        Ok((Spoken::Tls, _)) => {
+            refuse(stream, "this port does not speak TLS").await;
+            return End::WrongProtocol;
+        }
+        Err(Silent::Closed) => return End::Closed,
+        Err(Silent::Timeout) => return End::Timeout,
+    };
+    let opening = match open(stream, before, context.header_timeout).await {
+        Ok(opening) => opening,
+        Err(NotOpened::Closed) => return End::Closed,
+        Err(NotOpened::Malformed) => return End::Malformed,
+        Err(NotOpened::Timeout) => return End::Timeout,
+    };
+    if is_control(&opening.path) {
+        return here(opening, context, std::future::pending()).await;
+    }
+    match connect(context).await {
+        Ok(connected) => {
+            let index = connected.index;
+            let fallen = context.until(move |view| {
+                view.of(Protocol::Grpc)
+                    .get(index)
+                    .is_some_and(|e| e.health.state == State::Down)
+            });
+            // A candidate that was down when the caller got through is given the chance to be
+            // found up first: moving the caller at once would only bring it back here.
+            let moved = async {
+                if context.view().of(Protocol::Grpc)[index].health.state == State::Down {
+                    let risen = context.until(move |view| {
+                        view.of(Protocol::Grpc)
+                            .get(index)
+                            .is_none_or(|e| e.health.state != State::Down)
+                    });
+                    risen.await;
+                }
+                fallen.await;
+            };
+            let far = Far::Server(connected.stream);
+            carry(opening, far, context, moved, context.metrics.calls.clone()).await
+        }
+        Err(_) => {
+            let usable = context.until(|view| view.usable(Protocol::Grpc) == Usable::Up);
+            here(opening, context, usable).await
+        }
+    }
+}
+
+/// Ends the connection in the shim's own service.
+async fn here(opening: Opening, context: &Context, moved: impl Future<Output = ()>) -> End {
+    let (near, far) = match UnixStream::pair() {
+        Ok(pair) => pair,
+        Err(error) => {
+            tracing::warn!(%error, "cannot make a socket pair for a control connection");
+            return End::Unavailable;
+        }
+    };
+    let service = local::serve(far, context.clone());
+    // Calls are counted by the service, which knows which of them go on to the server.
+    let uncounted =
+        prometheus::IntCounter::new("uncounted", "not exported").expect("the name is well formed");
+    let carried = carry(opening, Far::Local(near), context, moved, uncounted);
+    tokio::pin!(service, carried);
+    tokio::select! {
+        end = &mut carried => end,
+        () = &mut service => carried.await,
+    }
+}
+
+async fn carry(
+    opening: Opening,
+    far: Far,
+    context: &Context,
+    moved: impl Future<Output = ()>,
+    opened: prometheus::IntCounter,
+) -> End {
+    let metrics = &context.metrics;
+    metrics.received.inc_by(opening.to_server.len() as u64);
+    let splice = Splice {
+        caller: opening.caller,
+        far,
+        to_server: opening.to_server,
+        to_caller: opening.to_caller,
+        http2: Some(Http2 {
+            from_caller: opening.from_caller,
+            from_server: opening.from_server,
+            calls: opening.calls,
+            opened,
+        }),
+        received: metrics.received.clone(),
+        sent: metrics.sent.clone(),
+    };
+    match splice.run(moved).await {
+        Ended::Reset => End::Reset,
+        Ended::Caller | Ended::Far => End::Closed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_control;
+
+    #[test]
+    fn health_and_repository_are_control_and_all_else_is_data() {
+        for (path, control) in [
+            ("/inference.GRPCInferenceService/ServerLive", true),
+            ("/inference.GRPCInferenceService/RepositoryModelLoad", true),
+            (
+                "/inference.model_repository.ModelRepositoryService/RepositoryIndex",
+                true,
+            ),
+            ("/inference.GRPCInferenceService/ModelInfer", false),
+            ("/inference.GRPCInferenceService/ModelReady", false),
+            ("/inference.GRPCInferenceService/Later", false),
+            ("/grpc.health.v1.Health/Check", false),
+            ("/", false),
+            ("", false),
+        ] {
+            assert_eq!(is_control(path), control, "{path}");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The HTTP/1.1 relay: health is answered here, everything else goes to the server.
+//!
+//! Each caller's connection has a connection to the server of its own, so no caller waits behind
+//! another. It is opened at the first request and replaced when the server has closed it or
+//! could be about to: MLServer closes a connection that was idle for 5 s, and a request that
+//! meets that close would be lost. Bodies stream through both ways and are never looked at.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::Either;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use super::answer::{self, Answered, Question, http_error};
+use super::connect::connect;
+use super::io_util::{Caller, Silent, Spoken, sniff};
+use super::splice::{Ended, Far, Splice};
+use super::{Context, End};
+use crate::config::Mode;
+
+/// A kept connection that has been idle for longer is not used again; MLServer closes at 5 s.
+const IDLE: Duration = Duration::from_secs(4);
+
+type Body = Either<Incoming, answer::Body>;
+
+/// Serves one caller's connection until it ends.
+pub async fn serve(mut stream: TcpStream, context: &Context) -> End {
+    if context.mode == Mode::Observe {
+        return observe(stream, context).await;
+    }
+    let before = match sniff(&mut stream, context.header_timeout).await {
+        Ok((Spoken::Http1, before)) => before,
+        Ok((Spoken::Http2, _)) => {
+            refuse(
+                stream,
+                "this port speaks HTTP/1.1; gRPC goes to the gRPC relay (SHIM_RELAY_GRPC_PORT)",
+            )
+            .await;
+            return End::WrongProtocol;
+        }
+        Ok((Spoken::Tls, _)) => {
+            refuse(stream, "this port does not speak TLS").await;
+            return End::WrongProtocol;
+        }
+        Err(Silent::Closed) => return End::Closed,
+        Err(Silent::Timeout) => return End::Timeout,
+    };
+    let metrics = &context.metrics;
+    let caller = Caller::new(
+        before,
+        stream,
+        metrics.received.clone(),
+        metrics.sent.clone(),
+    );
+    let server = Arc::new(Server::new(context.clone()));
+    let service = service_fn(move |request| {
+        let server = server.clone();
+        async move { Ok::<_, std::convert::Infallible>(server.handle(request).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(context.header_timeout)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(caller), service)
+        .await;
+    match served {
+        Ok(()) => End::Closed,
+        Err(error) if error.is_timeout() => End::Timeout,
+        Err(error) if error.is_parse() || error.is_parse_status() => End::Malformed,
+        Err(_) => End::Reset,
+    }
+}
+
+/// Carries the bytes as they are.
+pub(super) async fn observe(caller: TcpStream, context: &Context) -> End {
+    let Ok(connected) = connect(context).await else {
+        return End::Unavailable;
+    };
+    let splice = Splice {
+        caller,
+        far: Far::Server(connected.stream),
+        to_server: Vec::new(),
+        to_caller: Vec::new(),
+        http2: None,
+        received: context.metrics.received.clone(),
+        sent: context.metrics.sent.clone(),
+    };
+    match splice.run(std::future::pending()).await {
+        Ended::Reset => End::Reset,
+        Ended::Caller | Ended::Far => End::Closed,
+    }
+}
+
+/// Tells a caller who dialled the wrong port, in the one language that most clients show.
+pub(super) async fn refuse(mut stream: TcpStream, why: &str) {
+    let body = format!("{{\"error\":\"agent-shim: {why}\"}}");
+    let text = format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    // Somebody who speaks another protocol may well be gone; the close says the rest.
+    let _ = timeout(Duration::from_secs(1), async {
+        stream.write_all(text.as_bytes()).await?;
+        stream.shutdown().await
+    })
+    .await;
+}
+
+/// The server's side of one caller's connection.
+struct Server {
+    context: Context,
+    kept: Mutex<Option<Kept>>,
+}
+
+struct Kept {
+    sender: SendRequest<Incoming>,
+    used: Instant,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // Closes the connection, so that a caller's going away reaches the server.
+        self.task.abort();
+    }
+}
+
+impl Server {
+    fn new(context: Context) -> Self {
+        Server {
+            context,
+            kept: Mutex::new(None),
+        }
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        let question = match request.uri().path() {
+            "/v2/health/live" => Some(Question::Live),
+            "/v2/health/ready" => Some(Question::Ready),
+            _ => None,
+        };
+        if let Some(question) = question {
+            return if request.method() == Method::GET {
+                answer::http_health(&self.context, question).map(Either::Right)
+            } else {
+                self.error(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    Answered::MethodNotAllowed,
+                    "health is asked with GET",
+                )
+            };
+        }
+        let changes_models = changes_models(request.method(), request.uri().path());
+        let response = self.forward(request).await;
+        if changes_models {
+            self.context.poke.now();
+        }
+        response
+    }
+
+    fn error(&self, status: StatusCode, answered: Answered, why: &str) -> Response<Body> {
+        self.context.metrics.answered(answered);
+        http_error(status, answered, why).map(Either::Right)
+    }
+
+    async fn forward(&self, request: Request<Incoming>) -> Response<Body> {
+        let mut request = match for_server(request) {
+            Ok(request) => request,
+            Err(why) => {
+                return self.error(StatusCode::BAD_REQUEST, Answered::MethodNotAllowed, why);
+            }
+        };
+        // Twice at most: a kept connection may turn out to be closed before anything was written
+        // to it. What has been written is never sent again.
+        for fresh in [false, true] {
+            let mut server = match self.take(fresh).await {
+                Ok(server) => server,
+                Err(why) => {
+                    return self.error(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        Answered::Unavailable,
+                        &why,
+                    );
+                }
+            };
+            match server.sender.try_send_request(request).await {
+                Ok(response) => {
+                    self.context.metrics.calls.inc();
+                    server.used = Instant::now();
+                    *self.kept() = Some(server);
+                    return for_caller(response).map(Either::Left);
+                }
+                Err(mut unsent) => match unsent.take_message() {
+                    Some(back) if !fresh => request = back,
+                    _ => {
+                        self.context.watching.hints.probe_now(self.context.protocol);
+                        let why = format!(
+                            "the inference server closed the connection before it answered ({}); whether it had begun to work on the request is not known, so it was not sent again",
+                            unsent.error()
+                        );
+                        return self.error(StatusCode::BAD_GATEWAY, Answered::BadGateway, &why);
+                    }
+                },
+            }
+        }
+        self.error(
+            StatusCode::BAD_GATEWAY,
+            Answered::BadGateway,
+            "the inference server closes new connections at once",
+        )
+    }
+
+    /// The kept connection if it can be trusted, else a new one.
+    async fn take(&self, fresh: bool) -> Result<Kept, String> {
+        let kept = self.kept().take().filter(|_| !fresh);
+        if let Some(mut kept) = kept
+            && kept.used.elapsed() < IDLE
+            && kept.sender.ready().await.is_ok()
+        {
+            return Ok(kept);
+        }
+        let connected = connect(&self.context).await.map_err(|e| e.why)?;
+        let (sender, connection) = hyper::client::conn::http1::Builder::new()
+            .handshake(TokioIo::new(connected.stream))
+            .await
+            .map_err(|error| error.to_string())?;
+        let task = tokio::spawn(async move {
+            // Its errors are the errors of the calls on it.
+            let _ = connection.await;
+        });
+        Ok(Kept {
+            sender,
+            used: Instant::now(),
+            task,
+        })
+    }
+}
+
+/// Whether a call may have changed what is loaded.
+fn changes_models(method: &Method, path: &str) -> bool {
+    method == Method::POST
+        && path.starts_with("/v2/repository/models/")
+        && (path.ends_with("/load") || path.ends_with("/unload"))
+}
+
+/// Headers that belong to one connection only.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    EXPECT,
+];
+
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let listed: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in HOP_BY_HOP.iter().chain(&listed) {
+        headers.remove(name);
+    }
+}
+
+fn for_server(mut request: Request<Incoming>) -> Result<Request<Incoming>, &'static str> {
+    if request.method() == Method::CONNECT {
+        return Err("CONNECT is not relayed");
+    }
+    let wants_trailers = accepts_trailers(request.headers());
+    // With both, the length is not the body's; only one may reach the server.
+    if request.headers().contains_key(TRANSFER_ENCODING) {
+        request.headers_mut().remove(CONTENT_LENGTH);
+    }
+    strip_hop_by_hop(request.headers_mut());
+    if wants_trailers {
+        request
+            .headers_mut()
+            .insert(TE, HeaderValue::from_static("trailers"));
+    }
+    let target = request.uri().path_and_query().map_or("/", |pq| pq.as_str());
+    let origin: Uri = target
+        .parse()
+        .map_err(|_| "the request target cannot be relayed")?;
+    *request.uri_mut() = origin;
+    *request.version_mut() = Version::HTTP_11;
+    Ok(request)
+}
+
+fn accepts_trailers(headers: &HeaderMap) -> bool {
+    headers.get_all(TE).iter().any(|value| {
+        value.to_str().is_ok_and(|text| {
+            text.split(',')
+                .any(|t| t.trim().eq_ignore_ascii_case("trailers"))
+        })
+    })
+}
+
+fn for_caller(mut response: Response<Incoming>) -> Response<Incoming> {
+    strip_hop_by_hop(response.headers_mut());
+    *response.version_mut() = Version::HTTP_11;
+    response
+}

@@ -1,0 +1,304 @@
+//! Carries one connection as bytes, both ways, until an end closes it.
+//!
+//! The lowest layer that does the job: no payload is parsed or copied twice, an idle connection
+//! holds no buffer, and a slow reader stops the other side's sending. On HTTP/2 connections frame
+//! heads are followed, so that GOAWAY can be put between two frames and calls can be counted.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::net::Shutdown;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus::IntCounter;
+use socket2::SockRef;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use super::frames::{AckFilter, Calls, FrameHead, GOAWAY};
+
+/// How long one half may outlive the other: time to take what is still on the way.
+const LINGER: Duration = Duration::from_secs(5);
+const BUFFER: usize = 64 * 1024;
+
+thread_local! {
+    // One buffer a thread: bytes rest in it only between a read and the write that follows.
+    static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
+}
+
+/// The far end of a spliced connection.
+#[derive(Debug)]
+pub enum Far {
+    /// The inference server.
+    Server(TcpStream),
+    /// The shim's own HTTP/2 service, in this process.
+    Local(UnixStream),
+}
+
+trait Socket {
+    async fn readable(&self) -> io::Result<()>;
+    async fn writable(&self) -> io::Result<()>;
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
+    fn end_writing(&self);
+}
+
+impl Socket for TcpStream {
+    async fn readable(&self) -> io::Result<()> {
+        TcpStream::readable(self).await
+    }
+    async fn writable(&self) -> io::Result<()> {
+        TcpStream::writable(self).await
+    }
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        TcpStream::try_read(self, buffer)
+    }
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        TcpStream::try_write(self, bytes)
+    }
+    fn end_writing(&self) {
+        // Fails only where the connection is gone already.
+        let _ = SockRef::from(self).shutdown(Shutdown::Write);
+    }
+}
+
+impl Socket for Far {
+    async fn readable(&self) -> io::Result<()> {
+        match self {
+            Far::Server(s) => s.readable().await,
+            Far::Local(s) => s.readable().await,
+        }
+    }
+    async fn writable(&self) -> io::Result<()> {
+        match self {
+            Far::Server(s) => s.writable().await,
+            Far::Local(s) => s.writable().await,
+        }
+    }
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Far::Server(s) => s.try_read(buffer),
+            Far::Local(s) => s.try_read(buffer),
+        }
+    }
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Far::Server(s) => s.try_write(bytes),
+            Far::Local(s) => s.try_write(bytes),
+        }
+    }
+    fn end_writing(&self) {
+        let _ = match self {
+            Far::Server(s) => SockRef::from(s).shutdown(Shutdown::Write),
+            Far::Local(s) => SockRef::from(s).shutdown(Shutdown::Write),
+        };
+    }
+}
+
+/// What is known of an HTTP/2 connection that is carried on; see [`super::opening::Opening`].
+#[derive(Debug)]
+pub struct Http2 {
+    /// On the way to the server.
+    pub from_caller: AckFilter,
+    /// On the way to the caller.
+    pub from_server: AckFilter,
+    /// Calls that are open already.
+    pub calls: Calls,
+    /// Counts calls that the caller opens, those included.
+    pub opened: IntCounter,
+}
+
+/// One connection to carry.
+#[derive(Debug)]
+pub struct Splice {
+    /// The caller.
+    pub caller: TcpStream,
+    /// The other end.
+    pub far: Far,
+    /// Bytes that were read from the caller before.
+    pub to_server: Vec<u8>,
+    /// Bytes that the caller is still to get first.
+    pub to_caller: Vec<u8>,
+    /// Set for HTTP/2; other bytes are not looked at.
+    pub http2: Option<Http2>,
+    /// Counts bytes from the caller.
+    pub received: IntCounter,
+    /// Counts bytes to the caller.
+    pub sent: IntCounter,
+}
+
+/// How a spliced connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The caller closed, or both did.
+    Caller,
+    /// The far end closed.
+    Far,
+    /// Either end reset it.
+    Reset,
+}
+
+impl Splice {
+    /// Carries until an end closes. When `move_on` completes the caller is told by GOAWAY to take
+    /// a new connection for its next call; running calls stay.
+    pub async fn run(self, move_on: impl Future<Output = ()>) -> Ended {
+        let (from_caller, from_server, calls, opened) = match self.http2 {
+            Some(h) => (
+                Some(h.from_caller),
+                Some(h.from_server),
+                h.calls,
+                Some(h.opened),
+            ),
+            None => (None, None, Calls::default(), None),
+        };
+        if let Some(opened) = &opened {
+            opened.inc_by(calls.open() as u64);
+        }
+        let calls = Mutex::new(calls);
+        let lock = || calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut upward = Half {
+            from: &self.caller,
+            to: &self.far,
+            filter: from_caller,
+            bytes: &self.received,
+        };
+        let mut downward = Half {
+            from: &self.far,
+            to: &self.caller,
+            filter: from_server,
+            bytes: &self.sent,
+        };
+        let mut up = pin!(async {
+            upward.send(&self.to_server).await?;
+            let count = |head: &FrameHead| {
+                if lock().from_caller(head)
+                    && let Some(opened) = &opened
+                {
+                    opened.inc();
+                }
+            };
+            upward.carry(std::future::pending(), count).await
+        });
+        let mut down = pin!(async {
+            downward.send(&self.to_caller).await?;
+            let count = |head: &FrameHead| {
+                lock().from_server(head);
+            };
+            downward.carry(move_on, count).await
+        });
+        tokio::select! {
+            done = &mut up => match done {
+                Err(_) => Ended::Reset,
+                // The caller has said all: the server may still answer, for a while.
+                Ok(()) => match timeout(LINGER, down).await {
+                    Ok(Err(_)) => Ended::Reset,
+                    Ok(Ok(())) | Err(_) => Ended::Caller,
+                },
+            },
+            done = &mut down => match done {
+                Err(_) => Ended::Reset,
+                // What the caller still sends is read and dropped by a closed server's socket, so
+                // that its last answer is not destroyed by a reset.
+                Ok(()) => {
+                    let _ = timeout(LINGER, up).await;
+                    Ended::Far
+                }
+            },
+        }
+    }
+}
+
+struct Half<'a, F, T> {
+    from: &'a F,
+    to: &'a T,
+    filter: Option<AckFilter>,
+    bytes: &'a IntCounter,
+}
+
+impl<F: Socket, T: Socket> Half<'_, F, T> {
+    /// Carries this direction until its source ends, then ends its sink.
+    async fn carry(
+        &mut self,
+        move_on: impl Future<Output = ()>,
+        mut on_head: impl FnMut(&FrameHead),
+    ) -> io::Result<()> {
+        let mut move_on = pin!(move_on);
+        let (mut asked, mut told) = (false, false);
+        loop {
+            if asked && !told && self.filter.as_ref().is_none_or(AckFilter::at_boundary) {
+                told = true;
+                if self.filter.is_some() {
+                    self.send(&GOAWAY).await?;
+                }
+            }
+            tokio::select! {
+                ready = self.from.readable() => ready?,
+                () = &mut move_on, if !asked => {
+                    asked = true;
+                    continue;
+                }
+            }
+            match self.step(&mut on_head) {
+                Ok(Step::Passed) => {}
+                Ok(Step::Left(rest)) => self.send(&rest).await?,
+                Ok(Step::End) => {
+                    self.to.end_writing();
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// One read and, most often, one write.
+    fn step(&mut self, on_head: impl FnMut(&FrameHead)) -> io::Result<Step> {
+        SHARED.with_borrow_mut(|buffer| {
+            let n = self.from.try_read(buffer)?;
+            if n == 0 {
+                return Ok(Step::End);
+            }
+            self.bytes.inc_by(n as u64);
+            let passed = match &mut self.filter {
+                Some(filter) => filter.pass(&buffer[..n], on_head),
+                None => std::borrow::Cow::Borrowed(&buffer[..n]),
+            };
+            if passed.is_empty() {
+                return Ok(Step::Passed);
+            }
+            let written = match self.to.try_write(&passed) {
+                Ok(written) => written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(error) => return Err(error),
+            };
+            if written == passed.len() {
+                Ok(Step::Passed)
+            } else {
+                Ok(Step::Left(passed[written..].to_vec()))
+            }
+        })
+    }
+
+    /// Writes all of it, waiting for the sink; nothing is read meanwhile.
+    async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.to.try_write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => bytes = &bytes[n..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.to.writable().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Step {
+    Passed,
+    Left(Vec<u8>),
+    End,
+}

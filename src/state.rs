@@ -1,0 +1,150 @@
+//! What is known, for everything that reports it: conditions, verdicts, the parts of the status
+//! document. One place, so that probes, metrics, gRPC health and `/status` cannot disagree.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus::IntGaugeVec;
+use tokio::sync::watch;
+
+use crate::admin::Probe;
+use crate::clock::Clock;
+use crate::config::Mode;
+use crate::drain::Drain;
+use crate::metrics::Metrics;
+use crate::models::Inventory;
+use crate::prober::Watching;
+use crate::readiness::{Condition, Facts, NAMES, body, conditions, ready, started};
+use crate::view::View;
+
+/// Shared by the admin port and the reporters. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// `correct` or `observe`.
+    pub mode: Mode,
+    /// The process clock.
+    pub clock: Clock,
+    /// The prober's side.
+    pub watching: Watching,
+    /// The inventory of the server.
+    pub inventory: watch::Receiver<Arc<Inventory>>,
+    /// Whether the end has begun.
+    pub drain: Drain,
+    /// Longest time between two probes in a process that works.
+    pub heartbeat: Duration,
+    kept: Arc<Mutex<Vec<Condition>>>,
+    gauge: IntGaugeVec,
+}
+
+impl Shared {
+    /// Puts the parts together.
+    pub fn new(
+        mode: Mode,
+        clock: Clock,
+        watching: Watching,
+        inventory: watch::Receiver<Arc<Inventory>>,
+        drain: Drain,
+        heartbeat: Duration,
+        metrics: &Metrics,
+    ) -> Self {
+        let gauge = metrics.int_gauge_vec(
+            "agent_shim_condition",
+            "1 while the condition holds. The pod is ready when all of them hold.",
+            &["condition"],
+        );
+        for name in NAMES {
+            gauge.with_label_values(&[name]);
+        }
+        Shared {
+            mode,
+            clock,
+            watching,
+            inventory,
+            drain,
+            heartbeat,
+            kept: Arc::default(),
+            gauge,
+        }
+    }
+
+    /// The latest snapshot of the prober.
+    pub fn view(&self) -> Arc<View> {
+        self.watching.view.borrow().clone()
+    }
+
+    /// The conditions of this moment; logs and exports what has changed.
+    pub fn conditions(&self) -> Vec<Condition> {
+        let facts = Facts {
+            draining: self.drain.has_begun(),
+        };
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = conditions(&self.view(), facts, self.clock.now(), &kept);
+        for condition in &current {
+            let holds = i64::from(condition.holds);
+            self.gauge.with_label_values(&[condition.name]).set(holds);
+            let known = kept.iter().find(|c| c.name == condition.name);
+            if known.is_some_and(|c| c.holds != condition.holds) {
+                tracing::info!(
+                    condition = condition.name,
+                    holds = condition.holds,
+                    reason = condition.reason,
+                    "condition changed"
+                );
+            }
+        }
+        kept.clone_from(&current);
+        current
+    }
+
+    /// The verdict on one of kubelet's questions, and the text to answer.
+    pub fn probe(&self, probe: Probe, verbose: bool) -> (bool, String) {
+        match probe {
+            Probe::Live => self.live(),
+            Probe::Ready => {
+                let conditions = self.conditions();
+                let ok = ready(&conditions);
+                (ok, body("readyz", &conditions, ok, verbose))
+            }
+            Probe::Startup => {
+                let conditions: Vec<Condition> = self
+                    .conditions()
+                    .into_iter()
+                    .filter(|c| c.name == "probed")
+                    .collect();
+                let ok = started(&conditions);
+                (ok, body("startupz", &conditions, ok, verbose))
+            }
+        }
+    }
+
+    /// The process works while its prober has a heartbeat; tasks that end, end the process.
+    fn live(&self) -> (bool, String) {
+        let silent = self.clock.now().saturating_sub(self.view().updated);
+        if silent <= self.heartbeat {
+            (true, "ok\n".into())
+        } else {
+            (
+                false,
+                format!("the prober has not reported for {silent:?}\n"),
+            )
+        }
+    }
+
+    /// Completes when something may have changed that a probe would answer differently.
+    pub async fn changed(&self) {
+        let mut changes = self.watching.changes.clone();
+        changes.mark_unchanged();
+        let drain = async {
+            if self.drain.has_begun() {
+                std::future::pending::<()>().await;
+            }
+            self.drain.begun().await;
+        };
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = drain => {}
+            // `probed` and the heartbeat turn without a change of state.
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
