@@ -81,6 +81,8 @@ pub struct Config {
     pub failback_hold: Duration,
     /// How long after the last answer the server still counts as live.
     pub outage_grace: Duration,
+    /// Limit for a caller's first bytes and for every header that it has begun to send.
+    pub header_timeout: Duration,
     /// How long connections are carried on after SIGTERM.
     pub drain_time: Duration,
     /// Time between two looks at the repository index without an event.
@@ -256,6 +258,13 @@ pub const VARIABLES: &[Variable] = &[
         accepts: DURATION_OR_ZERO,
         effect: "after the last answer of the server: how long the agent is still told `live`, and how long silence is `stalled` before it is `down`",
         show: |c| show(c.outage_grace),
+    },
+    Variable {
+        name: "SHIM_HEADER_TIMEOUT",
+        default: "30s",
+        accepts: DURATION,
+        effect: "limit for a caller's first bytes, and for each header it has begun to send; an HTTP/1.1 connection that is idle for longer is closed",
+        show: |c| show(c.header_timeout),
     },
     Variable {
         name: "SHIM_DRAIN_TIME",
@@ -542,6 +551,7 @@ impl Reader {
             },
             failback_hold: self.read("SHIM_FAILBACK_HOLD", duration_or_zero),
             outage_grace,
+            header_timeout: self.read("SHIM_HEADER_TIMEOUT", duration),
             drain_time: self.read("SHIM_DRAIN_TIME", duration_or_zero),
             index_interval: self.read("SHIM_INDEX_INTERVAL", duration),
             log,

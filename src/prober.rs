@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -23,6 +23,7 @@ use crate::health::{Health, Outcome, Reason, State};
 use crate::metrics::{Metrics, seconds};
 use crate::view::{Endpoint, View};
 
+pub mod connect;
 pub mod grpc;
 pub mod http;
 pub mod resolve;
@@ -55,15 +56,23 @@ pub trait Probe: Send + Sync + 'static {
 }
 
 /// Callers' hints that a probe is worth making now.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Hints {
-    notify: [Arc<Notify>; 2],
+    asked: [Arc<watch::Sender<()>>; 2],
+}
+
+impl Default for Hints {
+    fn default() -> Self {
+        Hints {
+            asked: Protocol::ALL.map(|_| Arc::new(watch::Sender::new(()))),
+        }
+    }
 }
 
 impl Hints {
     /// A caller could not connect, or could where that was not expected.
     pub fn probe_now(&self, protocol: Protocol) {
-        self.notify[protocol.index()].notify_waiters();
+        self.asked[protocol.index()].send_replace(());
     }
 }
 
@@ -146,9 +155,7 @@ impl<P: Probe> Prober<P> {
                     probe: self.probe.clone(),
                     candidate: endpoint.candidate.clone(),
                     index,
-                    interval: self.interval,
-                    hint: self.hints.notify[protocol.index()].clone(),
-                    view: self.view_out.subscribe(),
+                    hint: self.hints.asked[protocol.index()].subscribe(),
                     reports: reports.clone(),
                 }));
             }
@@ -156,7 +163,13 @@ impl<P: Probe> Prober<P> {
         drop(reports);
         loop {
             tokio::select! {
-                Some(report) = inbox.recv() => self.take(report),
+                Some(probed) = inbox.recv() => {
+                    let Probed { protocol, index, report, took, next } = probed;
+                    self.take(protocol, index, report, took);
+                    let wait = wait_for(&self.view, protocol, index, self.interval);
+                    // A loop that is gone is reported by the join below.
+                    let _ = next.send(wait);
+                }
                 ended = loops.join_next() => {
                     tracing::error!(?ended, "a probe loop has ended");
                     return;
@@ -165,7 +178,7 @@ impl<P: Probe> Prober<P> {
         }
     }
 
-    fn take(&mut self, (protocol, index, report, took): (Protocol, usize, Report, Duration)) {
+    fn take(&mut self, protocol: Protocol, index: usize, report: Report, took: Duration) {
         let now = self.clock.now();
         let endpoint = &mut self.view.endpoints[protocol.index()][index];
         let transition = endpoint.health.observe(&report.outcome, now);
@@ -259,38 +272,49 @@ impl<P: Probe> Prober<P> {
     }
 }
 
+/// One finished probe on its way to the reducer, which answers with the time to wait: it alone
+/// knows what the outcome has changed.
+struct Probed {
+    protocol: Protocol,
+    index: usize,
+    report: Report,
+    took: Duration,
+    next: oneshot::Sender<Duration>,
+}
+
 struct Loop<P> {
     probe: Arc<P>,
     candidate: Candidate,
     index: usize,
-    interval: Duration,
-    hint: Arc<Notify>,
-    view: watch::Receiver<Arc<View>>,
-    reports: mpsc::Sender<(Protocol, usize, Report, Duration)>,
+    hint: watch::Receiver<()>,
+    reports: mpsc::Sender<Probed>,
 }
 
-async fn probe_loop<P: Probe>(this: Loop<P>) {
-    let protocol = this.candidate.protocol;
+async fn probe_loop<P: Probe>(mut this: Loop<P>) {
     loop {
+        // A hint that comes while this probe is under way asks for another one.
+        this.hint.mark_unchanged();
         let started = tokio::time::Instant::now();
         let report = this.probe.probe(&this.candidate).await;
-        let took = started.elapsed();
+        let (next, wait) = oneshot::channel();
+        let probed = Probed {
+            protocol: this.candidate.protocol,
+            index: this.index,
+            report,
+            took: started.elapsed(),
+            next,
+        };
         // The reducer ends only with the whole prober.
-        if this
-            .reports
-            .send((protocol, this.index, report, took))
-            .await
-            .is_err()
-        {
+        if this.reports.send(probed).await.is_err() {
             return;
         }
-        let wait = {
-            let view = this.view.borrow();
-            wait_for(&view, protocol, this.index, this.interval)
+        let Ok(wait) = wait.await else {
+            return;
         };
         let jittered = wait.mul_f64(1.0 + JITTER * (fastrand::f64() * 2.0 - 1.0));
         let hinted = async {
-            this.hint.notified().await;
+            // Fails only when the prober is gone, which ends the loop at its next report.
+            let _ = this.hint.changed().await;
             sleep(HINT_GAP).await;
         };
         tokio::select! {

@@ -100,7 +100,7 @@ impl Calls {
                 self.context.watching.hints.probe_now(self.context.protocol);
                 let why = format!(
                     "the inference server broke the connection before it answered ({})",
-                    crate::prober::http::innermost(&error)
+                    crate::prober::connect::innermost(&error)
                 );
                 self.unavailable(&why)
             }

@@ -1,1 +1,22 @@
-fn main() {}
+//! The integration tests: the whole shim in one process, on real loopback sockets. One binary,
+//! because linking is what takes the time.
+
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations
+)]
+
+mod support;
+
+mod admin;
+mod bad_input;
+mod cli;
+mod faults;
+mod grpc_relay;
+mod http_relay;
+mod life_cycle;
+mod metrics;
+mod observe;
+mod selection;
