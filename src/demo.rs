@@ -1,5 +1,8 @@
 //! Placeholder.
 use std::process::ExitCode;
+
+pub mod standin;
+
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct DemoArgs {}
