@@ -114,6 +114,7 @@ impl App {
             watching: watching.clone(),
             clock,
             grace: config.outage_grace,
+            live_hold: config.live_hold,
             connect_timeout: config.probe.connect_timeout,
             header_timeout: config.header_timeout,
             poke: poke.clone(),

@@ -81,6 +81,8 @@ pub struct Config {
     pub failback_hold: Duration,
     /// How long after the last answer the server still counts as live.
     pub outage_grace: Duration,
+    /// How long a gRPC `ServerLive` whose caller has the time is held instead of answered with no.
+    pub live_hold: Duration,
     /// Limit for a caller's first bytes and for every header that it has begun to send.
     pub header_timeout: Duration,
     /// How long connections are carried on after SIGTERM.
@@ -258,6 +260,13 @@ pub const VARIABLES: &[Variable] = &[
         accepts: DURATION_OR_ZERO,
         effect: "after the last answer of the server: how long the agent is still told `live`, and how long silence is `stalled` before it is `down`",
         show: |c| show(c.outage_grace),
+    },
+    Variable {
+        name: "SHIM_LIVE_HOLD",
+        default: "50s",
+        accepts: DURATION_OR_ZERO,
+        effect: "a gRPC `ServerLive` that would be answered `false`, from a caller whose deadline leaves more than 10s, is held for so long (5s less than the deadline at most) and answered `true` as soon as the server is up; `0s` answers at once",
+        show: |c| show(c.live_hold),
     },
     Variable {
         name: "SHIM_HEADER_TIMEOUT",
@@ -551,6 +560,7 @@ impl Reader {
             },
             failback_hold: self.read("SHIM_FAILBACK_HOLD", duration_or_zero),
             outage_grace,
+            live_hold: self.read("SHIM_LIVE_HOLD", duration_or_zero),
             header_timeout: self.read("SHIM_HEADER_TIMEOUT", duration),
             drain_time: self.read("SHIM_DRAIN_TIME", duration_or_zero),
             index_interval: self.read("SHIM_INDEX_INTERVAL", duration),

@@ -248,6 +248,7 @@ impl<P: Probe> Prober<P> {
             .map(|e| Standing {
                 state: e.health.state,
                 since: e.health.since,
+                has_fallen: e.health.has_fallen,
             })
             .collect();
         let before = self.view.selection[protocol.index()];

@@ -82,6 +82,46 @@ async fn live_outlasts_a_short_outage_and_then_says_false() {
     );
 }
 
+/// The agent gives each of these calls a minute, and gives up after half a minute of no.
+#[tokio::test]
+async fn a_caller_with_time_is_held_until_the_server_is_up() {
+    let (server, shim) = pair(&[("SHIM_OUTAGE_GRACE", "0s")]).await;
+    server.stop().await;
+    shim.state("127.0.0.1", "grpc", "down").await;
+    let to = shim.grpc();
+    let ask = async |timeout: &'static str| {
+        let mut client = grpc::Client::connect(to).await;
+        let headers = [("grpc-timeout", timeout)];
+        let answer = client.call_with("ServerLive", b"", &headers).await.unwrap();
+        answer.messages[0] == [8, 1][..]
+    };
+    // One without the time is answered at once, and so is one that says nothing of it.
+    assert!(!ask("9S").await);
+    let mut plain = grpc::Client::connect(to).await;
+    assert!(!live(&mut plain).await);
+    let held = ask("60S");
+    tokio::pin!(held);
+    let waited = tokio::time::timeout(std::time::Duration::from_millis(500), &mut held).await;
+    assert!(waited.is_err(), "answered while the server is down");
+    server.restart().await.unwrap();
+    assert!(within("the held answer", held).await);
+}
+
+#[tokio::test]
+async fn a_hold_is_bounded() {
+    let settings = [("SHIM_OUTAGE_GRACE", "0s"), ("SHIM_LIVE_HOLD", "200ms")];
+    let (server, shim) = pair(&settings).await;
+    server.stop().await;
+    shim.state("127.0.0.1", "grpc", "down").await;
+    let mut client = grpc::Client::connect(shim.grpc()).await;
+    let headers = [("grpc-timeout", "60S")];
+    let answer = client.call_with("ServerLive", b"", &headers).await.unwrap();
+    assert!(
+        answer.messages[0].is_empty(),
+        "live=false is an empty message"
+    );
+}
+
 #[tokio::test]
 async fn the_same_clients_are_served_again_when_the_server_is_back() {
     let (server, shim) = pair(&[]).await;

@@ -423,6 +423,41 @@ async fn the_handshake_tolerates_every_order_that_http2_allows() {
     }
 }
 
+/// MLServer ends a connection at the fourth ping of one long call; the agent pings once a minute.
+#[tokio::test]
+async fn a_callers_pings_are_answered_and_never_reach_the_server() {
+    let (server, shim) = pair().await;
+    for control in [false, true] {
+        let stream = tokio::net::TcpStream::connect(shim.grpc()).await.unwrap();
+        let (mut sender, mut connection) = h2::client::handshake(stream).await.unwrap();
+        let mut pings = connection.ping_pong().unwrap();
+        let driven = tokio::spawn(connection);
+        let mut call = async |method: &str| {
+            let request = http::Request::post(format!("http://test{SERVICE}/{method}"))
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(())
+                .unwrap();
+            let (answer, mut body) = sender.send_request(request, false).unwrap();
+            body.send_data(crate::support::grpc::framed(b""), true)
+                .unwrap();
+            within("the answer", answer).await.unwrap().status()
+        };
+        assert_eq!(
+            call(if control { "ServerLive" } else { "ModelInfer" }).await,
+            200
+        );
+        for _ in 0..20 {
+            within("a pong", pings.ping(h2::Ping::opaque()))
+                .await
+                .unwrap();
+        }
+        assert_eq!(call("ModelInfer").await, 200);
+        driven.abort();
+    }
+    assert_eq!(server.pings(), 0);
+}
+
 #[tokio::test]
 async fn a_long_quiet_call_is_not_disturbed_by_pings() {
     let (server, shim) = pair().await;
