@@ -521,7 +521,7 @@ impl Reader {
             "observe" => Some(Mode::Observe),
             _ => None,
         });
-        let mut hosts: Vec<Host> = self.read("SHIM_INFERENCE_HOSTS", |text| list(text));
+        let mut hosts: Vec<Host> = self.read("SHIM_INFERENCE_HOSTS", list);
         for name in POD_VARIABLES {
             let Some(value) = self.pod.get(name).cloned() else {
                 continue;
@@ -543,10 +543,10 @@ impl Reader {
             hosts: in_order(hosts),
             http_port: self.read("SHIM_INFERENCE_HTTP_PORT", port),
             grpc_port: self.read("SHIM_INFERENCE_GRPC_PORT", port),
-            relay_listen: self.read("SHIM_RELAY_LISTEN", |text| list(text)),
+            relay_listen: self.read("SHIM_RELAY_LISTEN", list),
             relay_http_port: self.read("SHIM_RELAY_HTTP_PORT", listen_port),
             relay_grpc_port: self.read("SHIM_RELAY_GRPC_PORT", listen_port),
-            admin_listen: self.read("SHIM_ADMIN_LISTEN", |text| list(text)),
+            admin_listen: self.read("SHIM_ADMIN_LISTEN", list),
             admin_port: self.read("SHIM_ADMIN_PORT", listen_port),
             probe: ProbeConfig {
                 interval: self.read("SHIM_PROBE_INTERVAL", duration),

@@ -3,6 +3,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::print_stderr,
     missing_docs,
     unreachable_pub,
     missing_debug_implementations
