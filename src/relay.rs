@@ -26,11 +26,12 @@ use crate::prober::Watching;
 use crate::view::View;
 
 pub mod answer;
+pub mod caller;
 pub mod connect;
 pub mod frames;
+pub mod greeting;
 pub mod grpc;
 pub mod http;
-pub mod io_util;
 pub mod local;
 pub mod opening;
 pub mod splice;
