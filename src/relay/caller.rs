@@ -1,36 +1,116 @@
-//! A caller's connection with its first bytes put back and its traffic counted.
+//! A caller's HTTP/1.1 connection: its first bytes put back, its traffic counted, and its going
+//! away noticed while a call is under way.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use prometheus::IntCounter;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::sleep;
 
-/// A connection with bytes put back before it, and its traffic counted.
+/// How long an answer may still come after the caller has closed its half. MLServer answers what
+/// it can answer at once and drops the rest; nobody can tell a half-closed caller from one that
+/// has gone, and an inference for nobody must not run on.
+const HALF_CLOSE_GRACE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The reading and writing side, for hyper.
 #[derive(Debug)]
-pub struct Caller<S> {
+pub struct Caller {
     before: Bytes,
-    stream: S,
+    stream: Arc<TcpStream>,
     received: IntCounter,
     sent: IntCounter,
 }
 
-impl<S> Caller<S> {
+/// The watching side.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    stream: Arc<TcpStream>,
+    calls: Arc<AtomicUsize>,
+    begun: Arc<Notify>,
+}
+
+/// A call under way; counted while it lives.
+#[derive(Debug)]
+pub struct UnderWay(Arc<AtomicUsize>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Caller {
     /// Puts `before` in front of `stream`.
-    pub fn new(before: Bytes, stream: S, received: IntCounter, sent: IntCounter) -> Self {
+    pub fn new(
+        before: Bytes,
+        stream: TcpStream,
+        received: IntCounter,
+        sent: IntCounter,
+    ) -> (Self, Watch) {
         received.inc_by(before.len() as u64);
-        Caller {
+        let stream = Arc::new(stream);
+        let watch = Watch {
+            stream: stream.clone(),
+            calls: Arc::default(),
+            begun: Arc::default(),
+        };
+        let caller = Caller {
             before,
             stream,
             received,
             sent,
-        }
+        };
+        (caller, watch)
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Caller<S> {
+impl Watch {
+    /// Counts a call until the guard is dropped.
+    pub fn under_way(&self) -> UnderWay {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.begun.notify_one();
+        UnderWay(self.calls.clone())
+    }
+
+    /// Completes when the caller has closed its half for longer than the grace while a call was
+    /// under way. An idle connection costs nothing: its close is read by whoever reads it.
+    pub async fn gone(&self) {
+        let mut closed = Duration::ZERO;
+        loop {
+            if self.calls.load(Ordering::Relaxed) == 0 {
+                closed = Duration::ZERO;
+                self.begun.notified().await;
+            }
+            sleep(LOOK).await;
+            closed = if self.is_closed() {
+                closed + LOOK
+            } else {
+                Duration::ZERO
+            };
+            if closed > HALF_CLOSE_GRACE {
+                return;
+            }
+        }
+    }
+
+    /// Whether the other side has closed its half, as far as the system has told.
+    fn is_closed(&self) -> bool {
+        let ready = pin!(self.stream.ready(Interest::READABLE));
+        let mut now = Context::from_waker(Waker::noop());
+        matches!(ready.poll(&mut now), Poll::Ready(Ok(ready)) if ready.is_read_closed())
+    }
+}
+
+impl AsyncRead for Caller {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -41,47 +121,67 @@ impl<S: AsyncRead + Unpin> AsyncRead for Caller<S> {
             out.put_slice(&self.before.split_to(n));
             return Poll::Ready(Ok(()));
         }
-        let had = out.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, out);
-        self.received.inc_by((out.filled().len() - had) as u64);
-        polled
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read_buf(out) {
+                Ok(n) => {
+                    self.received.inc_by(n as u64);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Caller<S> {
+impl Caller {
+    fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        send: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match send(&self.stream) {
+                Ok(n) => {
+                    self.sent.inc_by(n as u64);
+                    return Poll::Ready(Ok(n));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Caller {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        if let Poll::Ready(Ok(n)) = &polled {
-            self.sent.inc_by(*n as u64);
-        }
-        polled
+        self.poll_send(cx, |stream| stream.try_write(bytes))
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
-        if let Poll::Ready(Ok(n)) = &polled {
-            self.sent.inc_by(*n as u64);
-        }
-        polled
+        self.poll_send(cx, |stream| stream.try_write_vectored(pieces))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let socket = socket2::SockRef::from(&*self.stream);
+        Poll::Ready(socket.shutdown(std::net::Shutdown::Write))
     }
 }

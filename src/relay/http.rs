@@ -5,13 +5,19 @@
 //! could be about to: MLServer closes a connection that was idle for 5 s, and a request that
 //! meets that close would be lost. Bodies stream through both ways and are never looked at.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::{Frame, SizeHint};
 use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -22,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::answer::{self, Answered, Question, http_error};
-use super::caller::Caller;
+use super::caller::{Caller, UnderWay};
 use super::connect::connect;
 use super::greeting::greet;
 use super::splice::{Ended, Far, Splice};
@@ -34,6 +40,32 @@ const IDLE: Duration = Duration::from_secs(4);
 
 type Body = Either<Incoming, answer::Body>;
 
+/// A body that counts its call as under way while it lives.
+struct Counted {
+    body: Body,
+    _under_way: UnderWay,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = <Body as http_body::Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Serves one caller's connection until it ends.
 pub async fn serve(stream: TcpStream, context: &Context) -> End {
     if context.mode == Mode::Observe {
@@ -44,24 +76,32 @@ pub async fn serve(stream: TcpStream, context: &Context) -> End {
         Err(end) => return end,
     };
     let metrics = &context.metrics;
-    let caller = Caller::new(
-        before,
-        stream,
-        metrics.received.clone(),
-        metrics.sent.clone(),
-    );
+    let (received, sent) = (metrics.received.clone(), metrics.sent.clone());
+    let (caller, watch) = Caller::new(before, stream, received, sent);
     let server = Arc::new(Server::new(context.clone()));
+    let calls = watch.clone();
     let service = service_fn(move |request| {
-        let server = server.clone();
-        async move { Ok::<_, std::convert::Infallible>(server.handle(request).await) }
+        let (server, under_way) = (server.clone(), calls.under_way());
+        async move {
+            let response = server.handle(request).await;
+            // Under way until the last byte of the answer has been taken.
+            Ok::<_, Infallible>(response.map(|body| Counted {
+                body,
+                _under_way: under_way,
+            }))
+        }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(context.header_timeout)
+        .half_close(true)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(caller), service)
-        .await;
-    match served {
+        .serve_connection(TokioIo::new(caller), service);
+    let ended = tokio::select! {
+        ended = served => ended,
+        () = watch.gone() => return End::Closed,
+    };
+    match ended {
         Ok(()) => End::Closed,
         Err(error) if error.is_timeout() => End::Timeout,
         Err(error) if error.is_parse() || error.is_parse_status() => End::Malformed,

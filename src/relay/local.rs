@@ -57,7 +57,8 @@ pub async fn serve(stream: UnixStream, context: Context) {
     });
     // An error here is the caller's connection going away; each call has had its own answer.
     let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-        .max_header_list_size(64 * 1024)
+        .auto_date_header(false)
+        .max_header_list_size(super::opening::MAX_HEADER_LIST)
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }

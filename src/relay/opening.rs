@@ -19,8 +19,9 @@ use tokio::net::TcpStream;
 
 use super::frames::{Calls, Filter, LeaveOut, PREFACE, Walker};
 
-/// Largest header list of a first call; MLServer's own limit is 16 KiB.
-const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// Largest header list of a call that the shim reads itself. Far above MLServer's own limit of
+/// 16 KiB, so that it is the server that refuses, in its own words.
+pub(super) const MAX_HEADER_LIST: u32 = 1024 * 1024;
 /// Bytes for the caller that may wait unsent, before the handshake stops reading.
 const MAX_UNSENT: usize = 64 * 1024;
 

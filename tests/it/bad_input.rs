@@ -72,7 +72,7 @@ async fn headers_that_are_too_large_are_refused() {
     let answer = raw(shim.http(), huge.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
     let mut client = grpc::Client::connect(shim.grpc()).await;
-    let value = "y".repeat(100 * 1024);
+    let value = "y".repeat(2 << 20);
     let refused = client.call_with("ModelInfer", b"", &[("x", &value)]).await;
     assert!(
         refused
