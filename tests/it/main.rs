@@ -1,4 +1,6 @@
 //! Everything that crosses a socket, in one binary: it links once.
 
+#![allow(clippy::unwrap_used)]
+
 mod demo;
 mod standin;
