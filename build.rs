@@ -1,5 +1,7 @@
 //! Compiles the protocol definitions without `protoc`: building needs nothing but cargo.
 
+// A build script is told everything through its environment.
+#[allow(clippy::disallowed_methods)]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(["proto/inference.proto"], ["proto"])?;

@@ -15,7 +15,7 @@ use crate::drain::Drain;
 use crate::endpoint::{Candidate, Protocol};
 use crate::health::{Outcome, Reason};
 use crate::metrics::Metrics;
-use crate::models::Inspector;
+use crate::models::{self, Inspector};
 use crate::prober::resolve::Resolver;
 use crate::prober::{self, Probe, ProbeFuture, Prober, Report};
 use crate::relay::{self, Context, RelayMetrics};
@@ -38,8 +38,8 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
-    /// The HTTP client of the prober could not be made.
-    #[error("cannot make the HTTP client of the prober: {0}")]
+    /// The HTTP client of the inspector could not be made.
+    #[error("cannot make the HTTP client that reads the server's inventory: {0}")]
     Client(#[from] reqwest::Error),
     /// A task that must run for ever has ended.
     #[error("the task {task} has ended: {why}")]
@@ -81,9 +81,8 @@ impl App {
         let clock = Clock::start();
         let metrics = Metrics::new();
         let drain = Drain::default();
-        let client = prober::http::client(&config.probe)?;
+        let client = models::client()?;
         let probe = ServerProbe {
-            client: client.clone(),
             limits: config.probe,
             resolver: Resolver::new(config.probe.interval),
         };
@@ -115,8 +114,9 @@ impl App {
             watching: watching.clone(),
             clock,
             grace: config.outage_grace,
+            live_hold: config.live_hold,
             connect_timeout: config.probe.connect_timeout,
-            header_timeout: HEADER_TIMEOUT,
+            header_timeout: config.header_timeout,
             poke: poke.clone(),
             metrics,
         };
@@ -186,9 +186,6 @@ impl App {
         Ok(())
     }
 }
-
-/// Limit for a caller's first bytes, and for each header it has begun to send.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
     task.await;
@@ -312,7 +309,6 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// The real probes: resolve, then ask each address until one is healthy.
 struct ServerProbe {
-    client: reqwest::Client,
     limits: ProbeConfig,
     resolver: Resolver,
 }
@@ -322,8 +318,8 @@ const MAX_ADDRESSES: usize = 4;
 
 impl Probe for ServerProbe {
     fn probe(&self, candidate: &Candidate) -> ProbeFuture {
-        let (client, limits) = (self.client.clone(), self.limits);
-        let (resolver, candidate) = (self.resolver.clone(), candidate.clone());
+        let (limits, resolver) = (self.limits, self.resolver.clone());
+        let candidate = candidate.clone();
         Box::pin(async move {
             let addresses = match resolver.resolve(&candidate).await {
                 Ok(addresses) => addresses,
@@ -340,7 +336,7 @@ impl Probe for ServerProbe {
             let mut last = None;
             for address in addresses.into_iter().take(MAX_ADDRESSES) {
                 let outcome = match candidate.protocol {
-                    Protocol::Http => prober::http::probe(&client, address, limits.timeout).await,
+                    Protocol::Http => prober::http::probe(address, &limits).await,
                     Protocol::Grpc => prober::grpc::probe(address, &limits).await,
                 };
                 let healthy = matches!(outcome, Outcome::Healthy { .. });

@@ -56,8 +56,21 @@ struct ConfigArgs {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    // clap exits with 2 on bad usage, and with 0 for help.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked = !error.use_stderr();
+            // Printing can fail only where nobody reads.
+            let _ = error.print();
+            // `probe` keeps 2 for "could not connect".
+            let is_probe = std::env::args().nth(1).is_some_and(|a| a == "probe");
+            return ExitCode::from(match (asked, is_probe) {
+                (true, _) => 0,
+                (false, true) => probe::BAD_USAGE,
+                (false, false) => USAGE,
+            });
+        }
+    };
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => run(),
         Command::Status(args) => block_on(status::main(args)),

@@ -81,6 +81,10 @@ pub struct Config {
     pub failback_hold: Duration,
     /// How long after the last answer the server still counts as live.
     pub outage_grace: Duration,
+    /// How long a gRPC `ServerLive` whose caller has the time is held instead of answered with no.
+    pub live_hold: Duration,
+    /// Limit for a caller's first bytes and for every header that it has begun to send.
+    pub header_timeout: Duration,
     /// How long connections are carried on after SIGTERM.
     pub drain_time: Duration,
     /// Time between two looks at the repository index without an event.
@@ -256,6 +260,20 @@ pub const VARIABLES: &[Variable] = &[
         accepts: DURATION_OR_ZERO,
         effect: "after the last answer of the server: how long the agent is still told `live`, and how long silence is `stalled` before it is `down`",
         show: |c| show(c.outage_grace),
+    },
+    Variable {
+        name: "SHIM_LIVE_HOLD",
+        default: "50s",
+        accepts: DURATION_OR_ZERO,
+        effect: "a gRPC `ServerLive` that would be answered `false`, from a caller whose deadline leaves more than 10s, is held for so long (5s less than the deadline at most) and answered `true` as soon as the server is up; `0s` answers at once",
+        show: |c| show(c.live_hold),
+    },
+    Variable {
+        name: "SHIM_HEADER_TIMEOUT",
+        default: "30s",
+        accepts: DURATION,
+        effect: "limit for a caller's first bytes, and for each header it has begun to send; an HTTP/1.1 connection that is idle for longer is closed",
+        show: |c| show(c.header_timeout),
     },
     Variable {
         name: "SHIM_DRAIN_TIME",
@@ -503,7 +521,7 @@ impl Reader {
             "observe" => Some(Mode::Observe),
             _ => None,
         });
-        let mut hosts: Vec<Host> = self.read("SHIM_INFERENCE_HOSTS", |text| list(text));
+        let mut hosts: Vec<Host> = self.read("SHIM_INFERENCE_HOSTS", list);
         for name in POD_VARIABLES {
             let Some(value) = self.pod.get(name).cloned() else {
                 continue;
@@ -525,10 +543,10 @@ impl Reader {
             hosts: in_order(hosts),
             http_port: self.read("SHIM_INFERENCE_HTTP_PORT", port),
             grpc_port: self.read("SHIM_INFERENCE_GRPC_PORT", port),
-            relay_listen: self.read("SHIM_RELAY_LISTEN", |text| list(text)),
+            relay_listen: self.read("SHIM_RELAY_LISTEN", list),
             relay_http_port: self.read("SHIM_RELAY_HTTP_PORT", listen_port),
             relay_grpc_port: self.read("SHIM_RELAY_GRPC_PORT", listen_port),
-            admin_listen: self.read("SHIM_ADMIN_LISTEN", |text| list(text)),
+            admin_listen: self.read("SHIM_ADMIN_LISTEN", list),
             admin_port: self.read("SHIM_ADMIN_PORT", listen_port),
             probe: ProbeConfig {
                 interval: self.read("SHIM_PROBE_INTERVAL", duration),
@@ -542,6 +560,8 @@ impl Reader {
             },
             failback_hold: self.read("SHIM_FAILBACK_HOLD", duration_or_zero),
             outage_grace,
+            live_hold: self.read("SHIM_LIVE_HOLD", duration_or_zero),
+            header_timeout: self.read("SHIM_HEADER_TIMEOUT", duration),
             drain_time: self.read("SHIM_DRAIN_TIME", duration_or_zero),
             index_interval: self.read("SHIM_INDEX_INTERVAL", duration),
             log,

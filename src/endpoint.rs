@@ -177,6 +177,9 @@ pub struct Standing {
     pub state: State,
     /// When that state began, since the process started.
     pub since: Duration,
+    /// Whether it has fallen before. One that never has is taken at once: at the start the
+    /// candidates answer in any order, and only a fall is a reason for caution.
+    pub has_fallen: bool,
 }
 
 impl Selector {
@@ -200,9 +203,10 @@ impl Selector {
         let current = self.current.filter(|&i| i < all.len());
         self.current = match current.map(|i| (i, all[i].state)) {
             Some((i, State::Up)) => {
-                let preferred = all[..i]
-                    .iter()
-                    .position(|s| s.state == State::Up && now.saturating_sub(s.since) >= self.hold);
+                let preferred = all[..i].iter().position(|s| {
+                    s.state == State::Up
+                        && (!s.has_fallen || now.saturating_sub(s.since) >= self.hold)
+                });
                 Some(preferred.unwrap_or(i))
             }
             Some((i, State::Stalled)) => Some(first(State::Up).unwrap_or(i)),
@@ -275,6 +279,7 @@ mod tests {
             .map(|&(state, since)| Standing {
                 state,
                 since: Duration::from_secs(since),
+                has_fallen: true,
             })
             .collect()
     }
@@ -300,6 +305,17 @@ mod tests {
             s.choose(&standings(&[(Down, 16), (Down, 17)]), at(17)),
             None
         );
+    }
+
+    #[test]
+    fn a_preferred_candidate_that_never_fell_is_taken_as_soon_as_it_is_up() {
+        use State::*;
+        let mut s = Selector::new(Duration::from_secs(10));
+        let mut all = standings(&[(Unknown, 0), (Up, 0)]);
+        assert_eq!(s.choose(&all, Duration::ZERO), Some(1));
+        all[0].state = Up;
+        all[0].has_fallen = false;
+        assert_eq!(s.choose(&all, Duration::ZERO), Some(0));
     }
 
     #[test]

@@ -145,6 +145,8 @@ pub struct Health {
     pub last_success: Option<Duration>,
     /// The server's own readiness in the last healthy outcome that carried it.
     pub server_ready: Option<bool>,
+    /// Whether it has ever fallen after it was up: such a one has to hold before it is trusted.
+    pub has_fallen: bool,
     /// Latency of the last healthy outcome.
     pub latency: Option<Duration>,
     successes: u32,
@@ -172,6 +174,7 @@ impl Health {
             detail: String::new(),
             last_success: None,
             server_ready: None,
+            has_fallen: false,
             latency: None,
             successes: 0,
             failures: 0,
@@ -217,6 +220,7 @@ impl Health {
         if to == from {
             return None;
         }
+        self.has_fallen |= to == State::Down && self.last_success.is_some();
         self.state = to;
         self.since = now;
         Some(Transition { from, to })

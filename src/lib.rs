@@ -13,6 +13,7 @@ pub mod demo;
 pub mod drain;
 pub mod endpoint;
 pub mod health;
+pub mod listeners;
 pub mod metrics;
 pub mod models;
 pub mod prober;

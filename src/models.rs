@@ -70,6 +70,17 @@ pub struct Inventory {
     pub error: Option<String>,
 }
 
+/// The client that asks: no proxy from the environment, no redirects, no connection kept for
+/// longer than the server keeps it.
+pub fn client() -> reqwest::Result<Client> {
+    Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .pool_idle_timeout(Duration::from_secs(1))
+        .user_agent(crate::prober::http::AGENT)
+        .build()
+}
+
 /// A hint that the index has changed.
 #[derive(Debug, Clone, Default)]
 pub struct Poke(Arc<Notify>);
@@ -235,7 +246,7 @@ impl Inspector {
         &self,
         request: reqwest::RequestBuilder,
     ) -> Result<T, String> {
-        let says = |error: reqwest::Error| crate::prober::http::innermost(&error);
+        let says = |error: reqwest::Error| crate::prober::connect::innermost(&error);
         let mut answer = request.send().await.map_err(says)?;
         if !answer.status().is_success() {
             return Err(format!(
@@ -265,7 +276,7 @@ impl Inspector {
         .await
         .map_err(|_| "no connection in time".to_string())?
         .map_err(|error| error.to_string())?;
-        let channel = crate::prober::grpc::connect(stream)
+        let channel = crate::prober::grpc::channel(stream)
             .await
             .map_err(|error| error.to_string())?;
         let mut client =

@@ -6,12 +6,13 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -22,6 +23,7 @@ use crate::health::{Health, Outcome, Reason, State};
 use crate::metrics::{Metrics, seconds};
 use crate::view::{Endpoint, View};
 
+pub mod connect;
 pub mod grpc;
 pub mod http;
 pub mod resolve;
@@ -32,6 +34,8 @@ pub const FAST: Duration = Duration::from_millis(100);
 const HINT_GAP: Duration = Duration::from_millis(20);
 /// Part of the interval by which each wait varies, so that replicas do not probe in step.
 const JITTER: f64 = 0.1;
+/// The least time between two looks at the kernel's table of listeners.
+const LOOK_GAP: Duration = Duration::from_secs(1);
 
 /// What one probe found, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,15 +56,23 @@ pub trait Probe: Send + Sync + 'static {
 }
 
 /// Callers' hints that a probe is worth making now.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Hints {
-    notify: [Arc<Notify>; 2],
+    asked: [Arc<watch::Sender<()>>; 2],
+}
+
+impl Default for Hints {
+    fn default() -> Self {
+        Hints {
+            asked: Protocol::ALL.map(|_| Arc::new(watch::Sender::new(()))),
+        }
+    }
 }
 
 impl Hints {
     /// A caller could not connect, or could where that was not expected.
     pub fn probe_now(&self, protocol: Protocol) {
-        self.notify[protocol.index()].notify_waiters();
+        self.asked[protocol.index()].send_replace(());
     }
 }
 
@@ -82,6 +94,7 @@ pub struct Prober<P> {
     clock: Clock,
     view: View,
     selectors: [Selector; 2],
+    looked: [Option<Duration>; 2],
     hints: Hints,
     view_out: watch::Sender<Arc<View>>,
     changes_out: watch::Sender<u64>,
@@ -123,6 +136,7 @@ impl<P: Probe> Prober<P> {
             clock,
             view,
             selectors: [selector.clone(), selector],
+            looked: [None; 2],
             hints,
             view_out,
             changes_out,
@@ -141,9 +155,7 @@ impl<P: Probe> Prober<P> {
                     probe: self.probe.clone(),
                     candidate: endpoint.candidate.clone(),
                     index,
-                    interval: self.interval,
-                    hint: self.hints.notify[protocol.index()].clone(),
-                    view: self.view_out.subscribe(),
+                    hint: self.hints.asked[protocol.index()].subscribe(),
                     reports: reports.clone(),
                 }));
             }
@@ -151,7 +163,13 @@ impl<P: Probe> Prober<P> {
         drop(reports);
         loop {
             tokio::select! {
-                Some(report) = inbox.recv() => self.take(report),
+                Some(probed) = inbox.recv() => {
+                    let Probed { protocol, index, report, took, next } = probed;
+                    self.take(protocol, index, report, took);
+                    let wait = wait_for(&self.view, protocol, index, self.interval);
+                    // A loop that is gone is reported by the join below.
+                    let _ = next.send(wait);
+                }
                 ended = loops.join_next() => {
                     tracing::error!(?ended, "a probe loop has ended");
                     return;
@@ -160,7 +178,7 @@ impl<P: Probe> Prober<P> {
         }
     }
 
-    fn take(&mut self, (protocol, index, report, took): (Protocol, usize, Report, Duration)) {
+    fn take(&mut self, protocol: Protocol, index: usize, report: Report, took: Duration) {
         let now = self.clock.now();
         let endpoint = &mut self.view.endpoints[protocol.index()][index];
         let transition = endpoint.health.observe(&report.outcome, now);
@@ -191,11 +209,34 @@ impl<P: Probe> Prober<P> {
             }
         }
         let moved = self.select(protocol, now);
+        self.look_elsewhere(protocol, now);
         self.metrics.shown(protocol, &self.view);
         self.view_out.send_replace(Arc::new(self.view.clone()));
         if transition.is_some() || moved {
             self.changes_out.send_modify(|n| *n += 1);
         }
+    }
+
+    /// While every candidate of a protocol refuses: who else listens on its port? Looked up once a
+    /// second at most, since the server may bind at any moment.
+    fn look_elsewhere(&mut self, protocol: Protocol, now: Duration) {
+        let i = protocol.index();
+        let endpoints = self.view.of(protocol);
+        let refused = |e: &Endpoint| e.health.reason == Some(Reason::Refused);
+        if !endpoints.iter().all(refused) {
+            self.view.elsewhere[i].clear();
+            return;
+        }
+        if self.looked[i].is_some_and(|at| now.saturating_sub(at) < LOOK_GAP) {
+            return;
+        }
+        let port = endpoints.first().map_or(0, |e| e.candidate.port);
+        let found = crate::listeners::on_port(port, Path::new("/proc/net"));
+        self.looked[i] = Some(now);
+        if !found.is_empty() && found != self.view.elsewhere[i] {
+            tracing::warn!(%protocol, ?found, "every candidate refuses, and somebody listens at another address: see SHIM_INFERENCE_HOSTS");
+        }
+        self.view.elsewhere[i] = found;
     }
 
     /// Moves the selection where the rules say so; true where it moved.
@@ -207,6 +248,7 @@ impl<P: Probe> Prober<P> {
             .map(|e| Standing {
                 state: e.health.state,
                 since: e.health.since,
+                has_fallen: e.health.has_fallen,
             })
             .collect();
         let before = self.view.selection[protocol.index()];
@@ -231,38 +273,49 @@ impl<P: Probe> Prober<P> {
     }
 }
 
+/// One finished probe on its way to the reducer, which answers with the time to wait: it alone
+/// knows what the outcome has changed.
+struct Probed {
+    protocol: Protocol,
+    index: usize,
+    report: Report,
+    took: Duration,
+    next: oneshot::Sender<Duration>,
+}
+
 struct Loop<P> {
     probe: Arc<P>,
     candidate: Candidate,
     index: usize,
-    interval: Duration,
-    hint: Arc<Notify>,
-    view: watch::Receiver<Arc<View>>,
-    reports: mpsc::Sender<(Protocol, usize, Report, Duration)>,
+    hint: watch::Receiver<()>,
+    reports: mpsc::Sender<Probed>,
 }
 
-async fn probe_loop<P: Probe>(this: Loop<P>) {
-    let protocol = this.candidate.protocol;
+async fn probe_loop<P: Probe>(mut this: Loop<P>) {
     loop {
+        // A hint that comes while this probe is under way asks for another one.
+        this.hint.mark_unchanged();
         let started = tokio::time::Instant::now();
         let report = this.probe.probe(&this.candidate).await;
-        let took = started.elapsed();
+        let (next, wait) = oneshot::channel();
+        let probed = Probed {
+            protocol: this.candidate.protocol,
+            index: this.index,
+            report,
+            took: started.elapsed(),
+            next,
+        };
         // The reducer ends only with the whole prober.
-        if this
-            .reports
-            .send((protocol, this.index, report, took))
-            .await
-            .is_err()
-        {
+        if this.reports.send(probed).await.is_err() {
             return;
         }
-        let wait = {
-            let view = this.view.borrow();
-            wait_for(&view, protocol, this.index, this.interval)
+        let Ok(wait) = wait.await else {
+            return;
         };
         let jittered = wait.mul_f64(1.0 + JITTER * (fastrand::f64() * 2.0 - 1.0));
         let hinted = async {
-            this.hint.notified().await;
+            // Fails only when the prober is gone, which ends the loop at its next report.
+            let _ = this.hint.changed().await;
             sleep(HINT_GAP).await;
         };
         tokio::select! {
@@ -391,5 +444,242 @@ impl ProberMetrics {
         }
         let position = view.selection[protocol.index()].map_or(0, |i| i as i64 + 1);
         self.selected.with_label_values(&[p]).set(position);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+    use tokio::time::Instant;
+
+    type Script = Arc<dyn Fn(&Candidate, Duration) -> (Duration, Outcome) + Send + Sync>;
+
+    /// Answers by script: how long it takes and what comes of it, by candidate and time.
+    struct Scripted {
+        script: Script,
+        start: Instant,
+        asked: Arc<Mutex<Vec<(String, Protocol, Duration)>>>,
+        in_flight: Arc<Mutex<Vec<(String, Protocol)>>>,
+    }
+
+    impl Probe for Scripted {
+        fn probe(&self, candidate: &Candidate) -> ProbeFuture {
+            let now = self.start.elapsed();
+            let key = (candidate.host.to_string(), candidate.protocol);
+            self.asked.lock().unwrap().push((key.0.clone(), key.1, now));
+            let in_flight = self.in_flight.clone();
+            assert!(
+                !in_flight.lock().unwrap().contains(&key),
+                "two probes of {key:?} at once"
+            );
+            in_flight.lock().unwrap().push(key.clone());
+            let (takes, outcome) = (self.script)(candidate, now);
+            Box::pin(async move {
+                sleep(takes).await;
+                in_flight.lock().unwrap().retain(|k| *k != key);
+                Report {
+                    outcome,
+                    address: None,
+                }
+            })
+        }
+    }
+
+    struct Run {
+        watching: Watching,
+        asked: Arc<Mutex<Vec<(String, Protocol, Duration)>>>,
+        start: Instant,
+        _task: JoinSet<()>,
+    }
+
+    impl Run {
+        fn selection(&self) -> Option<String> {
+            let view = self.watching.view.borrow().clone();
+            Some(view.selected(Protocol::Grpc)?.candidate.host.to_string())
+        }
+
+        fn state(&self, host: &str) -> State {
+            let view = self.watching.view.borrow().clone();
+            let mut of = view.of(Protocol::Grpc).iter();
+            of.find(|e| e.candidate.host.to_string() == host)
+                .unwrap()
+                .health
+                .state
+        }
+
+        fn asked(&self, host: &str, from: u64, to: u64) -> usize {
+            let (from, to) = (Duration::from_secs(from), Duration::from_secs(to));
+            let asked = self.asked.lock().unwrap();
+            asked
+                .iter()
+                .filter(|(h, p, at)| h == host && *p == Protocol::Grpc && *at >= from && *at < to)
+                .count()
+        }
+
+        async fn at(&self, seconds: f64) {
+            tokio::time::sleep_until(self.start + Duration::from_secs_f64(seconds)).await;
+        }
+    }
+
+    fn up() -> (Duration, Outcome) {
+        let latency = Duration::from_millis(1);
+        let ready = Some(true);
+        (latency, Outcome::Healthy { ready, latency })
+    }
+
+    fn down(reason: Reason) -> (Duration, Outcome) {
+        let takes = if reason.is_silence() { 1000 } else { 0 };
+        let detail = "scripted".into();
+        (
+            Duration::from_millis(takes),
+            Outcome::Unhealthy { reason, detail },
+        )
+    }
+
+    fn run(
+        script: impl Fn(&Candidate, Duration) -> (Duration, Outcome) + Send + Sync + 'static,
+    ) -> Run {
+        let loaded = crate::config::load_from([("SHIM_INFERENCE_HOSTS", "a,b")]).unwrap();
+        let (asked, start) = (Arc::default(), Instant::now());
+        let probe = Scripted {
+            script: Arc::new(script),
+            start,
+            asked: Arc::clone(&asked),
+            in_flight: Arc::default(),
+        };
+        let (prober, watching) =
+            Prober::new(&loaded.config, probe, Clock::start(), &Metrics::new());
+        let mut task = JoinSet::new();
+        task.spawn(prober.run());
+        Run {
+            watching,
+            asked,
+            start,
+            _task: task,
+        }
+    }
+
+    fn is(candidate: &Candidate, host: &str) -> bool {
+        candidate.host.to_string() == host
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn probing_is_fast_until_something_answers_and_then_keeps_to_the_interval() {
+        let run = run(|c, now| {
+            if is(c, "a") && now >= Duration::from_secs(5) {
+                up()
+            } else {
+                down(Reason::Refused)
+            }
+        });
+        run.at(4.9).await;
+        let fast = run.asked("a", 0, 4);
+        assert!((36..=45).contains(&fast), "{fast} probes in 4 s");
+        assert_eq!(run.selection(), None);
+        run.at(5.2).await;
+        assert_eq!(run.selection().as_deref(), Some("a"));
+        run.at(30.0).await;
+        for host in ["a", "b"] {
+            let slow = run.asked(host, 10, 30);
+            assert!((17..=23).contains(&slow), "{slow} probes of {host} in 20 s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusing_server_is_left_within_a_second_and_a_half() {
+        let run = run(|c, now| {
+            let now = now.as_secs_f64();
+            if is(c, "b") && now > 1.0 || is(c, "a") && now < 10.0 {
+                up()
+            } else {
+                down(Reason::Refused)
+            }
+        });
+        run.at(9.9).await;
+        assert_eq!(run.selection().as_deref(), Some("a"));
+        run.at(11.5).await;
+        assert_eq!(run.state("a"), State::Down);
+        assert_eq!(run.selection().as_deref(), Some("b"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_preferred_server_is_taken_back_only_after_it_has_held() {
+        let run = run(|c, now| {
+            let away = (10.0..20.0).contains(&now.as_secs_f64());
+            if is(c, "a") && away {
+                down(Reason::Refused)
+            } else {
+                up()
+            }
+        });
+        run.at(15.0).await;
+        assert_eq!(run.selection().as_deref(), Some("b"));
+        run.at(29.0).await;
+        assert_eq!(run.state("a"), State::Up);
+        assert_eq!(run.selection().as_deref(), Some("b"));
+        run.at(33.0).await;
+        assert_eq!(run.selection().as_deref(), Some("a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_freeze_of_twelve_seconds_is_a_stall_and_nothing_moves() {
+        let run = run(|c, now| match (is(c, "a"), now.as_secs_f64()) {
+            (true, t) if !(10.0..22.0).contains(&t) => up(),
+            (true, _) => down(Reason::ResponseTimeout),
+            (false, _) => down(Reason::Refused),
+        });
+        run.at(17.0).await;
+        assert_eq!(run.state("a"), State::Stalled);
+        assert_eq!(run.selection().as_deref(), Some("a"));
+        run.at(26.0).await;
+        assert_eq!(run.state("a"), State::Up);
+        let selections = run.watching.view.borrow().selection;
+        assert_eq!(selections, [Some(0), Some(0)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_beyond_the_grace_is_down_and_the_selection_is_given_up() {
+        let run = run(|c, now| {
+            if is(c, "a") && now < Duration::from_secs(10) {
+                up()
+            } else if is(c, "a") {
+                down(Reason::ResponseTimeout)
+            } else {
+                down(Reason::Refused)
+            }
+        });
+        run.at(28.0).await;
+        assert_eq!(run.state("a"), State::Stalled);
+        run.at(33.0).await;
+        assert_eq!(run.state("a"), State::Down);
+        assert_eq!(run.selection(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_callers_hint_brings_the_next_probe_forward_and_many_hints_bring_one() {
+        let run = run(|_, _| up());
+        run.at(10.0).await;
+        let before = run.asked.lock().unwrap().len();
+        for _ in 0..50 {
+            run.watching.hints.probe_now(Protocol::Grpc);
+        }
+        tokio::time::sleep(HINT_GAP * 2).await;
+        let after = run.asked.lock().unwrap().len();
+        assert!(
+            (2..=4).contains(&(after - before)),
+            "{} probes",
+            after - before
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_wake_nobody_while_nothing_changes() {
+        let run = run(|_, _| up());
+        run.at(5.0).await;
+        let mut changes = run.watching.changes.clone();
+        changes.mark_unchanged();
+        run.at(60.0).await;
+        assert!(!changes.has_changed().unwrap());
     }
 }

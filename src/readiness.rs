@@ -164,6 +164,7 @@ mod tests {
         let view = View {
             endpoints: [vec![endpoint(Protocol::Http, None, true)], vec![grpc]],
             selection: [Some(0), Some(0)],
+            elsewhere: Default::default(),
             updated: Duration::from_secs(1),
         };
         conditions(&view, facts, Duration::from_secs(1), &[])

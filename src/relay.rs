@@ -48,6 +48,8 @@ pub struct Context {
     pub clock: Clock,
     /// How long after its last answer the server is still called live.
     pub grace: Duration,
+    /// How long a `ServerLive` is held instead of answered with no; see [`local`].
+    pub live_hold: Duration,
     /// Limit for connecting to a candidate.
     pub connect_timeout: Duration,
     /// Limit for a caller's first bytes and for every header it has begun.

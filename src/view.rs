@@ -42,6 +42,9 @@ pub struct View {
     pub endpoints: [Vec<Endpoint>; 2],
     /// The index of the one in use, for each protocol.
     pub selection: [Option<usize>; 2],
+    /// Addresses on which somebody listens at the server's port although every candidate of the
+    /// protocol refuses: the server is bound to an address that nobody told us about.
+    pub elsewhere: [Vec<SocketAddr>; 2],
     /// When the last probe ended; the prober's heartbeat.
     pub updated: Duration,
 }
@@ -193,6 +196,16 @@ impl View {
         if any(Reason::ConnectTimeout) {
             return "connections are neither accepted nor refused: the process is stopped, or packets to it are dropped".into();
         }
+        let elsewhere: Vec<String> = self.elsewhere[protocol.index()]
+            .iter()
+            .map(|address| address.ip().to_string())
+            .collect();
+        if all_refused && !elsewhere.is_empty() {
+            let list = elsewhere.join(",");
+            return format!(
+                "the server is bound to another address: somebody listens on {list}; add {list} to SHIM_INFERENCE_HOSTS, or bind the server to 127.0.0.1"
+            );
+        }
         if self.usable(other) == Usable::Up {
             return format!(
                 "only {} answers (port {other_port}): the {} side failed to start or uses another port than {port_variable}; look at the server's log",
@@ -260,6 +273,7 @@ mod tests {
         View {
             selection: [select(&http), select(&grpc)],
             endpoints: [http, grpc],
+            elsewhere: Default::default(),
             updated: Duration::ZERO,
         }
     }
@@ -296,6 +310,20 @@ mod tests {
             v.live(Grpc, Duration::from_secs(1), Duration::from_secs(20))
                 .is_err()
         );
+    }
+
+    #[test]
+    fn a_server_bound_elsewhere_is_named_with_its_address() {
+        use Protocol::*;
+        let refused = |p| vec![endpoint(p, "127.0.0.1", &[(0, Some(Reason::Refused))])];
+        let mut v = view(refused(Http), refused(Grpc));
+        v.elsewhere[Grpc.index()] = vec!["10.1.2.3:9500".parse().unwrap()];
+        let why = v.why_not(Grpc, Duration::from_secs(1));
+        assert!(
+            why.contains("add 10.1.2.3 to SHIM_INFERENCE_HOSTS"),
+            "{why}"
+        );
+        assert!(!v.why_not(Http, Duration::from_secs(1)).contains("10.1.2.3"));
     }
 
     #[test]

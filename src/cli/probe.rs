@@ -23,7 +23,8 @@ use crate::endpoint::Protocol;
 use crate::health::{Outcome, Reason, Thresholds};
 
 const SERVING: u8 = 0;
-const BAD_USAGE: u8 = 1;
+/// Bad usage, of `probe` only.
+pub(super) const BAD_USAGE: u8 = 1;
 const CONNECT: u8 = 2;
 const CALL: u8 = 3;
 const NOT_SERVING: u8 = 4;
@@ -105,7 +106,7 @@ async fn probe(args: &ProbeArgs) -> (u8, String) {
             grace: Duration::ZERO,
         },
     };
-    let client = match crate::prober::http::client(&limits) {
+    let client = match crate::models::client() {
         Ok(client) => client,
         Err(error) => return (CALL, error.to_string()),
     };
@@ -114,7 +115,7 @@ async fn probe(args: &ProbeArgs) -> (u8, String) {
         Ask::Readyz => "readyz",
         Ask::Startupz => "startupz",
         Ask::ServerHttp => {
-            let outcome = crate::prober::http::probe(&client, address, args.timeout).await;
+            let outcome = crate::prober::http::probe(address, &limits).await;
             return from_outcome(outcome, &place);
         }
         Ask::ServerGrpc => {
@@ -129,7 +130,10 @@ async fn probe(args: &ProbeArgs) -> (u8, String) {
     match answer {
         Err(error) => (
             CALL,
-            format!("{place}/{path}: {}", crate::prober::http::innermost(&error)),
+            format!(
+                "{place}/{path}: {}",
+                crate::prober::connect::innermost(&error)
+            ),
         ),
         Ok(answer) if answer.status().is_success() => (SERVING, format!("{path}: serving")),
         Ok(answer) => {

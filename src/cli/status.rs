@@ -63,7 +63,7 @@ async fn fetch(admin: &str, limit: Duration) -> Result<String, String> {
     let explain = |error: reqwest::Error| {
         format!(
             "no answer from {url}: {}; is the shim running there? (--admin URL names another place)",
-            crate::prober::http::innermost(&error)
+            crate::prober::connect::innermost(&error)
         )
     };
     let client = reqwest::Client::builder()

@@ -1,111 +1,100 @@
-//! One HTTP probe: `/v2/health/live`, then `/v2/health/ready` on the same connection.
+//! One HTTP probe: `/v2/health/live`, then `/v2/health/ready` on the same fresh connection.
+//!
+//! Written on hyper itself: the time limit of an answer has to begin when the connection is
+//! there, or a dropped packet and a silent server could not be told apart.
 
-use std::error::Error as _;
-use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use reqwest::{Client, StatusCode};
+use bytes::Bytes;
+use http::{Request, StatusCode, header::HOST, header::USER_AGENT};
+use http_body_util::Empty;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
 
+use super::connect::{self, innermost, io_reason};
 use crate::config::ProbeConfig;
 use crate::health::{Outcome, Reason};
 
-/// Why a client could not be built; only a broken build of the program gets there.
-pub type BuildError = reqwest::Error;
-
-/// An HTTP client that talks to the inference server itself: no proxy from the environment, no
-/// redirects, no connection kept from one probe to the next (a new one takes the callers' path).
-pub fn client(probe: &ProbeConfig) -> Result<Client, BuildError> {
-    Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(probe.connect_timeout)
-        .pool_idle_timeout(probe.interval / 2)
-        .pool_max_idle_per_host(1)
-        .tcp_nodelay(true)
-        .user_agent(concat!("agent-shim/", env!("CARGO_PKG_VERSION")))
-        .build()
-}
+/// How the shim names itself to the server.
+pub const AGENT: &str = concat!("agent-shim/", env!("CARGO_PKG_VERSION"));
 
 /// Asks one address.
-pub async fn probe(client: &Client, address: SocketAddr, limit: Duration) -> Outcome {
+pub async fn probe(address: SocketAddr, limits: &ProbeConfig) -> Outcome {
     let started = tokio::time::Instant::now();
-    let answer = client
-        .get(format!("http://{address}/v2/health/live"))
-        .timeout(limit)
-        .send()
-        .await;
+    let stream = match connect::connect(address, limits.connect_timeout).await {
+        Ok(stream) => stream,
+        Err(outcome) => return outcome,
+    };
+    let (mut sender, connection) = match handshake(TokioIo::new(stream)).await {
+        Ok(both) => both,
+        Err(error) => return unhealthy(&error),
+    };
+    // Driven beside the questions and dropped with them.
+    tokio::select! {
+        outcome = ask(&mut sender, address, limits.timeout, started) => outcome,
+        never = async { let _ = connection.await; std::future::pending().await } => never,
+    }
+}
+
+type Sender = SendRequest<Empty<Bytes>>;
+
+async fn ask(
+    sender: &mut Sender,
+    address: SocketAddr,
+    limit: Duration,
+    started: tokio::time::Instant,
+) -> Outcome {
+    let live = get(sender, address, "/v2/health/live", limit).await;
     let latency = started.elapsed();
-    match answer {
-        Err(error) => {
-            let (reason, detail) = classify(&error);
-            return Outcome::Unhealthy { reason, detail };
-        }
-        Ok(answer) if answer.status() != StatusCode::OK => {
+    match live {
+        None => return connect::silent(limit),
+        Some(Err(error)) => return unhealthy(&error),
+        Some(Ok(StatusCode::OK)) => {}
+        Some(Ok(status)) => {
             return Outcome::Unhealthy {
                 reason: Reason::Status,
-                detail: format!("/v2/health/live answered {}", answer.status()),
+                detail: format!("/v2/health/live answered {status}"),
             };
         }
-        Ok(_) => {}
     }
     // Not ready is 400 in MLServer and 503 elsewhere; an answer that does not come says nothing.
-    let ready = client
-        .get(format!("http://{address}/v2/health/ready"))
-        .timeout(limit)
-        .send()
-        .await
-        .ok()
-        .map(|answer| answer.status() == StatusCode::OK);
+    let ready = match get(sender, address, "/v2/health/ready", limit).await {
+        Some(Ok(status)) => Some(status == StatusCode::OK),
+        _ => None,
+    };
     Outcome::Healthy { ready, latency }
 }
 
-fn classify(error: &reqwest::Error) -> (Reason, String) {
-    let detail = innermost(error);
-    if error.is_timeout() {
-        let reason = if error.is_connect() {
-            Reason::ConnectTimeout
-        } else {
-            Reason::ResponseTimeout
-        };
-        return (reason, detail);
-    }
-    let mut source = error.source();
-    while let Some(inner) = source {
-        if let Some(io) = inner.downcast_ref::<io::Error>() {
-            return (io_reason(io), detail);
-        }
-        if let Some(http) = inner.downcast_ref::<hyper::Error>() {
-            if http.is_parse() {
-                return (Reason::Protocol, detail);
-            }
-            if http.is_incomplete_message() || http.is_closed() || http.is_canceled() {
-                return (Reason::Reset, detail);
-            }
-        }
-        source = inner.source();
-    }
-    (Reason::Protocol, detail)
+/// The status of one answer; `None` where none came in time.
+async fn get(
+    sender: &mut Sender,
+    address: SocketAddr,
+    path: &str,
+    limit: Duration,
+) -> Option<hyper::Result<StatusCode>> {
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() = path.parse().ok()?;
+    let headers = request.headers_mut();
+    headers.insert(HOST, address.to_string().parse().ok()?);
+    headers.insert(USER_AGENT, http::HeaderValue::from_static(AGENT));
+    let answer = timeout(limit, async {
+        sender.ready().await?;
+        sender.send_request(request).await
+    });
+    Some(answer.await.ok()?.map(|response| response.status()))
 }
 
-/// The reason of a socket error.
-pub fn io_reason(error: &io::Error) -> Reason {
-    use io::ErrorKind::*;
-    match error.kind() {
-        ConnectionReset | ConnectionAborted | BrokenPipe | UnexpectedEof | NotConnected => {
-            Reason::Reset
-        }
-        TimedOut => Reason::ConnectTimeout,
-        // Refused, and every way in which the network says that the address cannot be reached.
-        _ => Reason::Refused,
+fn unhealthy(error: &hyper::Error) -> Outcome {
+    let source = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
+    let reason = match source {
+        Some(io) => io_reason(io),
+        None if error.is_parse() || error.is_parse_too_large() => Reason::Protocol,
+        None => Reason::Reset,
+    };
+    Outcome::Unhealthy {
+        reason,
+        detail: innermost(error),
     }
-}
-
-/// The text of the last error of a chain: the one that says what happened.
-pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
 }

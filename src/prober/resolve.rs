@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use crate::endpoint::{Candidate, Host};
 
 type Answer = Result<Vec<SocketAddr>, String>;
+type UnderWay = HashMap<(String, u16), JoinHandle<Answer>>;
 
 /// Resolves candidates. The system's resolver blocks a thread for as long as it likes (10 s is
 /// common with an unreachable name server), so a look-up that outlasts its bound is kept and
@@ -17,7 +18,7 @@ type Answer = Result<Vec<SocketAddr>, String>;
 #[derive(Debug, Clone)]
 pub struct Resolver {
     limit: Duration,
-    under_way: Arc<Mutex<HashMap<(String, u16), JoinHandle<Answer>>>>,
+    under_way: Arc<Mutex<UnderWay>>,
 }
 
 impl Resolver {
@@ -49,7 +50,7 @@ impl Resolver {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, u16), JoinHandle<Answer>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, UnderWay> {
         self.under_way
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -158,90 +158,128 @@ impl Calls {
     }
 }
 
-/// Passes frames on and leaves out the first `acks` acknowledgements of SETTINGS: those that
-/// belong to SETTINGS which the other end of the relay never sent.
-#[derive(Debug, Default)]
-pub struct AckFilter {
-    acks: usize,
-    held: Vec<u8>,
-    walker: Walker,
+/// What a filter leaves out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaveOut {
+    /// So many acknowledgements of SETTINGS: of those that the other end of the relay never sent.
+    pub acks: usize,
+    /// Every ping. They are answered here: MLServer ends a connection on which it is asked for
+    /// its fourth pong during one long call, and the agent asks once a minute.
+    pub pings: bool,
 }
 
-impl AckFilter {
-    /// A filter that leaves out `acks` acknowledgements.
-    pub fn new(acks: usize) -> Self {
-        AckFilter {
-            acks,
-            ..AckFilter::default()
+/// Passes frames on and leaves some of them out, however the stream is cut into pieces.
+#[derive(Debug)]
+pub struct Filter {
+    leave_out: LeaveOut,
+    /// The beginning of a head, until it can be judged.
+    held: Vec<u8>,
+    /// The payload of a ping, until it is whole.
+    ping: Option<Vec<u8>>,
+    left: usize,
+    in_header_block: bool,
+}
+
+impl Filter {
+    /// A filter at the beginning of a frame.
+    pub fn new(leave_out: LeaveOut) -> Self {
+        Filter {
+            leave_out,
+            held: Vec::new(),
+            ping: None,
+            left: 0,
+            in_header_block: false,
         }
     }
 
-    /// The bytes to pass on for these bytes; `on_head` sees each head that is passed on.
+    /// The bytes to pass on for these bytes: most often the same. `on_head` sees each head that is
+    /// passed on, `on_ping` each ping that is not.
     pub fn pass<'a>(
         &mut self,
         bytes: &'a [u8],
         mut on_head: impl FnMut(&FrameHead),
+        mut on_ping: impl FnMut([u8; 8]),
     ) -> Cow<'a, [u8]> {
-        if self.acks == 0 && self.held.is_empty() {
-            self.walker.feed(bytes, on_head);
-            return Cow::Borrowed(bytes);
-        }
-        // Slow path, for the first bytes of a connection: whole heads are looked at before they
-        // are passed on, so a head that is cut is held until the rest comes.
-        let mut out = Vec::with_capacity(bytes.len() + self.held.len());
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            if self.walker.left > 0 {
-                let n = self.walker.left.min(rest.len());
-                out.extend_from_slice(&rest[..n]);
-                self.walker.feed(&rest[..n], &mut on_head);
-                rest = &rest[n..];
+        // `None` while everything up to `at` is passed on as it is.
+        let mut copy: Option<Vec<u8>> = (!self.held.is_empty() || self.ping.is_some())
+            .then(|| Vec::with_capacity(bytes.len() + HEAD));
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            if let Some(payload) = &mut self.ping {
+                let n = (8 - payload.len()).min(rest.len());
+                payload.extend_from_slice(&rest[..n]);
+                at += n;
+                if let Ok(whole) = <[u8; 8]>::try_from(payload.as_slice()) {
+                    self.ping = None;
+                    on_ping(whole);
+                }
                 continue;
             }
-            let n = (HEAD - self.held.len()).min(rest.len());
-            self.held.extend_from_slice(&rest[..n]);
-            rest = &rest[n..];
-            let Ok(whole) = <[u8; HEAD]>::try_from(self.held.as_slice()) else {
-                break;
+            if self.left > 0 {
+                let n = self.left.min(rest.len());
+                if let Some(copy) = &mut copy {
+                    copy.extend_from_slice(&rest[..n]);
+                }
+                self.left -= n;
+                at += n;
+                continue;
+            }
+            let (whole, from_here) = match rest.first_chunk::<HEAD>() {
+                Some(whole) if self.held.is_empty() => (*whole, true),
+                _ => {
+                    copy.get_or_insert_with(|| bytes[..at].to_vec());
+                    let n = (HEAD - self.held.len()).min(rest.len());
+                    self.held.extend_from_slice(&rest[..n]);
+                    at += n;
+                    let Ok(whole) = <[u8; HEAD]>::try_from(self.held.as_slice()) else {
+                        break;
+                    };
+                    self.held.clear();
+                    (whole, false)
+                }
             };
-            self.held.clear();
             let head = FrameHead::parse(whole);
-            if self.acks > 0 && head.is_settings_ack() && head.length == 0 {
-                self.acks -= 1;
-                continue;
+            let is_ack = self.leave_out.acks > 0 && head.is_settings_ack() && head.length == 0;
+            let is_ping = self.leave_out.pings && head.is_ping() && head.length == 8;
+            if is_ack || is_ping {
+                copy.get_or_insert_with(|| bytes[..at].to_vec());
+                self.leave_out.acks -= usize::from(is_ack);
+                self.ping = is_ping.then(Vec::new);
+            } else {
+                if let Some(copy) = &mut copy {
+                    copy.extend_from_slice(&whole);
+                }
+                self.left = head.length as usize;
+                if matches!(head.kind, HEADERS | CONTINUATION) {
+                    self.in_header_block = head.flags & FLAG_END_HEADERS == 0;
+                }
+                on_head(&head);
             }
-            out.extend_from_slice(&whole);
-            self.walker.feed(&whole, &mut on_head);
+            if from_here {
+                at += HEAD;
+            }
         }
-        Cow::Owned(out)
+        copy.map_or(Cow::Borrowed(bytes), Cow::Owned)
+    }
+
+    /// What is still held when the stream ends; it ended in the middle of a head.
+    pub fn rest(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.held)
     }
 
     /// Whether a frame may be put in here.
     pub fn at_boundary(&self) -> bool {
-        self.held.is_empty() && self.walker.at_boundary()
+        self.held.is_empty() && self.left == 0 && !self.in_header_block
     }
 }
 
-/// A caller's first frames (after the preface) without the first `pings` pings, which were
-/// answered here. A frame that is cut off at the end stays.
-pub fn without_pings(frames: &[u8], mut pings: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(frames.len());
-    let mut rest = frames;
-    while let Some(head) = rest.first_chunk::<HEAD>() {
-        let head = FrameHead::parse(*head);
-        let whole = HEAD + head.length as usize;
-        if whole > rest.len() {
-            break;
-        }
-        if pings > 0 && head.is_ping() {
-            pings -= 1;
-        } else {
-            out.extend_from_slice(&rest[..whole]);
-        }
-        rest = &rest[whole..];
-    }
-    out.extend_from_slice(rest);
-    out
+/// The answer to a ping.
+pub fn pong(payload: [u8; 8]) -> [u8; HEAD + 8] {
+    let mut frame = [0; HEAD + 8];
+    frame[..HEAD].copy_from_slice(&[0, 0, 8, PING, FLAG_ACK, 0, 0, 0, 0]);
+    frame[HEAD..].copy_from_slice(&payload);
+    frame
 }
 
 #[cfg(test)]
@@ -282,27 +320,45 @@ mod tests {
 
     proptest! {
         #[test]
-        fn exactly_the_first_acks_are_left_out_however_the_stream_is_cut(
+        fn exactly_what_is_to_be_left_out_is_however_the_stream_is_cut(
             frames in prop::collection::vec(any_frame(), 0..20),
             acks in 0usize..4,
+            pings in any::<bool>(),
             cuts in prop::collection::vec(0usize..30, 0..60),
         ) {
             let whole: Vec<u8> = frames.concat();
             let mut left = acks;
-            let expected: Vec<u8> = frames.iter().filter(|f| {
+            let is_ping = |f: &Vec<u8>| f[3] == PING && f[4] & FLAG_ACK == 0 && f.len() == HEAD + 8;
+            let kept: Vec<Vec<u8>> = frames.iter().filter(|f| {
                 let ack = f[3] == SETTINGS && f[4] & FLAG_ACK != 0;
                 let skip = ack && left > 0;
                 left -= usize::from(skip);
-                !skip
-            }).flatten().copied().collect();
-            let mut filter = AckFilter::new(acks);
-            let mut heads = 0;
-            let out: Vec<u8> = cut(&whole, &cuts)
-                .iter()
-                .flat_map(|piece| filter.pass(piece, |_| heads += 1).into_owned())
-                .collect();
-            prop_assert_eq!(out, expected);
-            prop_assert_eq!(heads, frames.len() - (acks - left));
+                !(skip || pings && is_ping(f))
+            }).cloned().collect();
+            let mut filter = Filter::new(LeaveOut { acks, pings });
+            let (mut heads, mut pinged) = (0, Vec::new());
+            let mut out: Vec<u8> = Vec::new();
+            for piece in cut(&whole, &cuts) {
+                out.extend_from_slice(&filter.pass(&piece, |_| heads += 1, |p| pinged.push(p.to_vec())));
+            }
+            prop_assert_eq!(out, kept.concat());
+            prop_assert_eq!(heads, kept.len());
+            let expected: Vec<Vec<u8>> =
+                frames.iter().filter(|f| pings && is_ping(f)).map(|f| f[HEAD..].to_vec()).collect();
+            prop_assert_eq!(pinged, expected);
+            prop_assert!(filter.rest().is_empty());
+        }
+
+        #[test]
+        fn a_stream_that_ends_anywhere_loses_nothing(
+            frames in prop::collection::vec(any_frame(), 1..6), end in any::<prop::sample::Index>()
+        ) {
+            let mut whole: Vec<u8> = frames.concat();
+            whole.truncate(end.index(whole.len() + 1));
+            let mut filter = Filter::new(LeaveOut { acks: 0, pings: false });
+            let mut out = filter.pass(&whole, |_| {}, |_| {}).into_owned();
+            out.extend(filter.rest());
+            prop_assert_eq!(out, whole);
         }
 
         #[test]
@@ -333,23 +389,9 @@ mod tests {
         #[test]
         fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), acks in 0usize..3) {
             let mut calls = Calls::default();
-            AckFilter::new(acks).pass(&bytes, |h| { calls.from_caller(h); calls.from_server(h); });
-            without_pings(&bytes, acks);
+            let mut filter = Filter::new(LeaveOut { acks, pings: acks % 2 == 0 });
+            filter.pass(&bytes, |h| { calls.from_caller(h); calls.from_server(h); }, |_| {});
         }
-    }
-
-    #[test]
-    fn only_answered_pings_are_taken_out() {
-        let settings = frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]);
-        let ping = frame(PING, 0, 0, &[1; 8]);
-        let headers = frame(HEADERS, FLAG_END_HEADERS, 1, &[0x82]);
-        let half = &frame(DATA, 0, 1, &[9; 20])[..15];
-        let all = [&settings[..], &ping, &headers, &ping, half].concat();
-        assert_eq!(
-            without_pings(&all, 1),
-            [&settings[..], &headers, &ping, half].concat()
-        );
-        assert_eq!(without_pings(&ping[..12], 1), &ping[..12]);
     }
 
     #[test]

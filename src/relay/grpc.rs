@@ -135,6 +135,7 @@ async fn carry(
         http2: Some(Http2 {
             from_caller: opening.from_caller,
             from_server: opening.from_server,
+            pings: opening.pings,
             calls: opening.calls,
             opened,
         }),

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Task, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header::CONTENT_TYPE};
@@ -16,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::Context;
 use super::answer::{self, Answered, Question};
@@ -23,6 +25,25 @@ use super::connect::connect;
 
 const LIVE: &str = "/inference.GRPCInferenceService/ServerLive";
 const READY: &str = "/inference.GRPCInferenceService/ServerReady";
+
+/// What a held call keeps of its caller's deadline, so that the answer still arrives.
+const HOLD_MARGIN: Duration = Duration::from_secs(5);
+
+/// The caller's deadline, as gRPC sends it: a number of at most eight digits and a unit.
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok().filter(|n| *n < 100_000_000)?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
 
 /// Serves one connection until it ends.
 pub async fn serve(stream: UnixStream, context: Context) {
@@ -66,6 +87,9 @@ impl Calls {
             _ => None,
         };
         if let Some(question) = question {
+            if question == Question::Live {
+                self.hold(request.headers()).await;
+            }
             let (message, trailers) = answer::grpc_health(&self.context, question);
             let mut response = Response::new(Relayed::Own(Some(message), Some(trailers)));
             response
@@ -81,6 +105,25 @@ impl Calls {
             self.context.poke.now();
         }
         response
+    }
+
+    /// Waits for the server on behalf of a caller that has the time.
+    ///
+    /// The agent gives each `ServerLive` 60 s, and gives the server up after half a minute of
+    /// answers with no; without the shim it would wait for a frozen server until its deadline. A
+    /// held call is not counted against the server, and is answered the moment the server is up.
+    async fn hold(&self, headers: &HeaderMap) {
+        let context = &self.context;
+        let (protocol, grace) = (context.protocol, context.grace);
+        let limit = deadline(headers)
+            .filter(|deadline| *deadline > 2 * HOLD_MARGIN)
+            .map(|deadline| (deadline - HOLD_MARGIN).min(context.live_hold));
+        if let Some(limit) = limit {
+            let live =
+                context.until(|view| view.live(protocol, context.clock.now(), grace).is_ok());
+            // At the limit the caller gets the honest answer.
+            let _ = timeout(limit, live).await;
+        }
     }
 
     async fn forward(&self, request: Request<Incoming>) -> Response<Relayed> {
@@ -100,7 +143,7 @@ impl Calls {
                 self.context.watching.hints.probe_now(self.context.protocol);
                 let why = format!(
                     "the inference server broke the connection before it answered ({})",
-                    crate::prober::http::innermost(&error)
+                    crate::prober::connect::innermost(&error)
                 );
                 self.unavailable(&why)
             }
@@ -182,5 +225,35 @@ impl Body for Relayed {
             Relayed::Passed(body) => body.size_hint(),
             Relayed::Own(..) => SizeHint::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_read_in_every_unit_and_nonsense_is_none() {
+        let of = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            deadline(&headers)
+        };
+        for (text, expected) in [
+            ("2H", Some(Duration::from_secs(7200))),
+            ("3M", Some(Duration::from_secs(180))),
+            ("60S", Some(Duration::from_secs(60))),
+            ("59999m", Some(Duration::from_millis(59999))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("100000000S", None),
+            ("S", None),
+            ("-1S", None),
+            ("5", None),
+            ("5x", None),
+        ] {
+            assert_eq!(of(text), expected, "{text}");
+        }
+        assert_eq!(deadline(&HeaderMap::new()), None);
     }
 }

@@ -17,7 +17,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::frames::{AckFilter, Calls, PREFACE, Walker, without_pings};
+use super::frames::{Calls, Filter, LeaveOut, PREFACE, Walker};
 
 /// Largest header list of a first call; MLServer's own limit is 16 KiB.
 const MAX_HEADER_LIST: u32 = 64 * 1024;
@@ -35,10 +35,13 @@ pub struct Opening {
     pub to_server: Vec<u8>,
     /// Bytes for the caller that its socket has not taken yet.
     pub to_caller: Vec<u8>,
-    /// Leaves out the caller's acknowledgement of the shim's SETTINGS; it has seen `to_server`.
-    pub from_caller: AckFilter,
+    /// Leaves out the caller's pings, and its acknowledgement of the shim's SETTINGS; it has seen
+    /// `to_server`.
+    pub from_caller: Filter,
     /// Leaves out the server's acknowledgements that the caller has had already.
-    pub from_server: AckFilter,
+    pub from_server: Filter,
+    /// Pings that were read and are not answered yet.
+    pub pings: Vec<[u8; 8]>,
     /// The calls in `to_server`.
     pub calls: Calls,
 }
@@ -72,19 +75,32 @@ pub async fn open(caller: TcpStream, before: Bytes, limit: Duration) -> Result<O
         return Err(NotOpened::Malformed);
     }
     let frames = &recording.heard[PREFACE.len().min(recording.heard.len())..];
-    let frames = without_pings(frames, recording.pongs_said);
-    let mut from_caller = AckFilter::new(recording.settings_said);
+    let mut from_caller = Filter::new(LeaveOut {
+        acks: recording.settings_said,
+        pings: true,
+    });
     let mut calls = Calls::default();
     let mut to_server = PREFACE.to_vec();
-    to_server.extend_from_slice(&from_caller.pass(&frames, |head| {
-        calls.from_caller(head);
-    }));
+    let mut pings = Vec::new();
+    let passed = from_caller.pass(
+        frames,
+        |head| {
+            calls.from_caller(head);
+        },
+        |ping| pings.push(ping),
+    );
+    to_server.extend_from_slice(&passed);
+    pings.drain(..recording.pongs_said.min(pings.len()));
     Ok(Opening {
         path,
         to_server,
         to_caller: recording.unsent.to_vec(),
         from_caller,
-        from_server: AckFilter::new(recording.acks_said),
+        from_server: Filter::new(LeaveOut {
+            acks: recording.acks_said,
+            pings: false,
+        }),
+        pings,
         calls,
         caller: recording.stream,
     })

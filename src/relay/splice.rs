@@ -9,15 +9,16 @@ use std::future::Future;
 use std::io;
 use std::net::Shutdown;
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::IntCounter;
 use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::frames::{AckFilter, Calls, FrameHead, GOAWAY};
+use super::frames::{Calls, Filter, FrameHead, GOAWAY, pong};
 
 /// How long one half may outlive the other: time to take what is still on the way.
 const LINGER: Duration = Duration::from_secs(5);
@@ -101,9 +102,11 @@ impl Socket for Far {
 #[derive(Debug)]
 pub struct Http2 {
     /// On the way to the server.
-    pub from_caller: AckFilter,
+    pub from_caller: Filter,
     /// On the way to the caller.
-    pub from_server: AckFilter,
+    pub from_server: Filter,
+    /// Pings of the caller that are still to be answered.
+    pub pings: Vec<[u8; 8]>,
     /// Calls that are open already.
     pub calls: Calls,
     /// Counts calls that the caller opens, those included.
@@ -144,13 +147,17 @@ impl Splice {
     /// Carries until an end closes. When `move_on` completes the caller is told by GOAWAY to take
     /// a new connection for its next call; running calls stay.
     pub async fn run(self, move_on: impl Future<Output = ()>) -> Ended {
+        let pongs = Pongs::default();
         let (from_caller, from_server, calls, opened) = match self.http2 {
-            Some(h) => (
-                Some(h.from_caller),
-                Some(h.from_server),
-                h.calls,
-                Some(h.opened),
-            ),
+            Some(h) => {
+                pongs.lock().extend(h.pings);
+                (
+                    Some(h.from_caller),
+                    Some(h.from_server),
+                    h.calls,
+                    Some(h.opened),
+                )
+            }
             None => (None, None, Calls::default(), None),
         };
         if let Some(opened) = &opened {
@@ -162,12 +169,14 @@ impl Splice {
             from: &self.caller,
             to: &self.far,
             filter: from_caller,
+            pongs: &pongs,
             bytes: &self.received,
         };
         let mut downward = Half {
             from: &self.far,
             to: &self.caller,
             filter: from_server,
+            pongs: &pongs,
             bytes: &self.sent,
         };
         let mut up = pin!(async {
@@ -179,14 +188,16 @@ impl Splice {
                     opened.inc();
                 }
             };
-            upward.carry(std::future::pending(), count).await
+            upward
+                .carry(std::future::pending(), Direction::Up, count)
+                .await
         });
         let mut down = pin!(async {
             downward.send(&self.to_caller).await?;
             let count = |head: &FrameHead| {
                 lock().from_server(head);
             };
-            downward.carry(move_on, count).await
+            downward.carry(move_on, Direction::Down, count).await
         });
         tokio::select! {
             done = &mut up => match done {
@@ -210,10 +221,37 @@ impl Splice {
     }
 }
 
+/// Answers to the caller's pings, on their way from one half to the other.
+#[derive(Debug, Default)]
+struct Pongs {
+    due: Mutex<Vec<[u8; 8]>>,
+    wake: Notify,
+}
+
+/// Pings that may wait for their answer. A caller gets there only by asking faster than it reads.
+const MAX_PONGS: usize = 1024;
+
+impl Pongs {
+    fn lock(&self) -> MutexGuard<'_, Vec<[u8; 8]>> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Vec<u8> {
+        self.lock().drain(..).flat_map(pong).collect()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Up,
+    Down,
+}
+
 struct Half<'a, F, T> {
     from: &'a F,
     to: &'a T,
-    filter: Option<AckFilter>,
+    filter: Option<Filter>,
+    pongs: &'a Pongs,
     bytes: &'a IntCounter,
 }
 
@@ -222,16 +260,20 @@ impl<F: Socket, T: Socket> Half<'_, F, T> {
     async fn carry(
         &mut self,
         move_on: impl Future<Output = ()>,
+        direction: Direction,
         mut on_head: impl FnMut(&FrameHead),
     ) -> io::Result<()> {
         let mut move_on = pin!(move_on);
         let (mut asked, mut told) = (false, false);
+        let down = direction == Direction::Down && self.filter.is_some();
         loop {
-            if asked && !told && self.filter.as_ref().is_none_or(AckFilter::at_boundary) {
-                told = true;
-                if self.filter.is_some() {
+            if down && self.filter.as_ref().is_some_and(Filter::at_boundary) {
+                if asked && !told {
+                    told = true;
                     self.send(&GOAWAY).await?;
                 }
+                let pongs = self.pongs.take();
+                self.send(&pongs).await?;
             }
             tokio::select! {
                 ready = self.from.readable() => ready?,
@@ -239,11 +281,16 @@ impl<F: Socket, T: Socket> Half<'_, F, T> {
                     asked = true;
                     continue;
                 }
+                () = self.pongs.wake.notified(), if down => continue,
             }
             match self.step(&mut on_head) {
                 Ok(Step::Passed) => {}
                 Ok(Step::Left(rest)) => self.send(&rest).await?,
                 Ok(Step::End) => {
+                    if let Some(filter) = &mut self.filter {
+                        let rest = filter.rest();
+                        self.send(&rest).await?;
+                    }
                     self.to.end_writing();
                     return Ok(());
                 }
@@ -262,7 +309,17 @@ impl<F: Socket, T: Socket> Half<'_, F, T> {
             }
             self.bytes.inc_by(n as u64);
             let passed = match &mut self.filter {
-                Some(filter) => filter.pass(&buffer[..n], on_head),
+                Some(filter) => {
+                    let pongs = self.pongs;
+                    let passed = filter.pass(&buffer[..n], on_head, |ping| {
+                        pongs.lock().push(ping);
+                        pongs.wake.notify_one();
+                    });
+                    if pongs.lock().len() > MAX_PONGS {
+                        return Err(io::Error::other("the caller pings faster than it reads"));
+                    }
+                    passed
+                }
                 None => std::borrow::Cow::Borrowed(&buffer[..n]),
             };
             if passed.is_empty() {

@@ -1,6 +1,25 @@
-//! Everything that crosses a socket, in one binary: it links once.
+//! The integration tests: the whole shim in one process, on real loopback sockets. One binary,
+//! because linking is what takes the time.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations
+)]
 
+mod support;
+
+mod admin;
+mod bad_input;
+mod cli;
 mod demo;
+mod faults;
+mod grpc_relay;
+mod http_relay;
+mod life_cycle;
+mod metrics;
+mod observe;
+mod selection;
 mod standin;

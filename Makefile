@@ -1,0 +1,52 @@
+# `make demo` and `make test` do everything on a fresh machine that has Rust and Python 3.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+TOOLS := target/tools
+DENY_VERSION := 0.20.2
+
+.PHONY: help demo test fmt lint doc deny unit mlserver tools fmt-fix clean
+
+help: ## show the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
+
+demo: ## see the shim at work: no cluster, no Python, no network
+	$(CARGO) run --quiet --locked -- demo $(ARGS)
+
+test: fmt lint doc deny unit mlserver ## every check there is
+
+fmt:
+	$(CARGO) fmt --check
+
+fmt-fix: ## format the code
+	$(CARGO) fmt
+
+lint: ## clippy on all targets, warnings denied, with and without the demo
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --no-default-features -- -D warnings
+
+doc: ## documentation without warnings, private items included
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items --quiet
+
+deny: $(TOOLS)/bin/cargo-deny ## licences, sources and bans of every dependency
+	$(TOOLS)/bin/cargo-deny --log-level error check bans licenses sources
+
+$(TOOLS)/bin/cargo-deny:
+	$(CARGO) install cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS) --target-dir target/deny-build --quiet
+	rm -rf target/deny-build
+
+unit: tools ## unit and integration tests
+	$(CARGO) test --locked
+
+mlserver: ## tests against the real MLServer
+	$(CARGO) build --locked
+	./tests/mlserver/setup.sh
+	target/mlserver-venv/bin/python -m pytest tests/mlserver -q
+
+tools:
+	@./tools/test-tools.sh
+
+clean: ## remove everything that was built
+	$(CARGO) clean
