@@ -19,7 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
-use crate::prober::http::innermost;
+use crate::prober::connect::innermost;
 use crate::proto::ServerLiveRequest;
 use crate::proto::grpc_inference_service_client::GrpcInferenceServiceClient;
 

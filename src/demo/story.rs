@@ -1,15 +1,17 @@
 //! The steps of the demo. Each says what was done, shows what callers get without the shim and
 //! with it, and checks that it was so.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::caller::{Answer, CALLS, Caller, GRPC_INFER, GRPC_LIVE, HTTP_INFER, HTTP_LIVE, seconds};
-use super::stage::{LOCALHOST, POD, Stage};
-use super::standin::StandIn;
+use super::stage::{POD, Stage};
 use super::tell::{Side, Teller};
 use crate::admin::status::Document;
+
+mod preferred;
 
 /// How long a caller without the shim is ready to wait.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -31,7 +33,7 @@ pub(super) async fn tell(teller: &mut Teller, stage: &Stage) {
     frozen(teller, stage, &mut direct, &mut with).await;
     killed(teller, stage, &mut direct, &mut with).await;
     back(teller, stage, &mut direct, &mut with).await;
-    moved(teller, stage, &mut with).await;
+    preferred::tell(teller, stage).await;
 }
 
 async fn elsewhere(teller: &mut Teller, stage: &Stage, with: &mut Caller) {
@@ -59,7 +61,7 @@ async fn elsewhere(teller: &mut Teller, stage: &Stage, with: &mut Caller) {
             "It tries 127.0.0.1, ::1 and {POD}, and carries {http} (HTTP) and {grpc} (gRPC) to the first that answers. The same calls there:"
         ),
     );
-    selected(teller, stage, &POD.to_string()).await;
+    selected(teller, stage, POD).await;
     let found = all(teller, Side::With, with).await;
     teller.expect(found.iter().all(|a| a.ok), "every call is answered");
     teller.end();
@@ -114,6 +116,10 @@ async fn frozen(teller: &mut Teller, stage: &Stage, direct: &mut Caller, with: &
             "it is answered after the freeze",
         );
     }
+    // The next step begins with a server that is known to be well.
+    let is_up = |s: &Option<Document>| s.as_ref().is_some_and(|s| states(s, "up") == 2);
+    let (status, _) = until(async || stage.status().await, is_up).await;
+    teller.expect(is_up(&status), "the server is called up again");
     teller.note(&format!(
         "Frozen for {}. The shim calls that \"stalled\", not dead: the inferences waited, and nothing was cut.",
         seconds(frozen)
@@ -233,71 +239,6 @@ async fn back(teller: &mut Teller, stage: &Stage, direct: &mut Caller, with: &mu
     );
 }
 
-async fn moved(teller: &mut Teller, stage: &Stage, with: &mut Caller) {
-    let hold = stage.config.failback_hold;
-    teller.step(
-        "A server appears on 127.0.0.1, which is preferred",
-        &format!(
-            "It is used once it has been up for {} (SHIM_FAILBACK_HOLD; 10 s by default), so that a server that comes and goes moves nobody to and fro.",
-            seconds(hold)
-        ),
-    );
-    let [http, grpc] = stage.localhost();
-    let started = Instant::now();
-    let preferred = match StandIn::start_at(http, grpc).await {
-        Ok(preferred) => preferred,
-        Err(error) => {
-            teller.expect(false, format!("a second stand-in starts: {error}"));
-            teller.end();
-            return;
-        }
-    };
-    let mut localhost = Caller::new(stage.localhost(), PATIENCE);
-    all(teller, Side::Without, &mut localhost).await;
-    infer_by(teller, with, &stage.server).await;
-    selected(teller, stage, &LOCALHOST.to_string()).await;
-    let held = started.elapsed();
-    teller.expect(held >= hold, "it is not used before the hold time is over");
-    let mut fresh = Caller::new(stage.relays(), LIMIT);
-    infer_by(teller, &mut fresh, &preferred).await;
-    teller.note(&format!(
-        "New connections go to {LOCALHOST}, {} after it came up; older ones are left where they are.",
-        seconds(held)
-    ));
-    teller.end();
-    teller.row(
-        "server on a preferred address",
-        "answered",
-        "moved after the hold time, nothing cut",
-    );
-
-    teller.step(
-        "The preferred server is killed",
-        &format!("The one on {POD} is still there."),
-    );
-    preferred.stop().await;
-    let refused = all(teller, Side::Without, &mut localhost).await;
-    teller.expect(refused.iter().all(|a| !a.ok), "localhost is refused again");
-    let mut answers = Vec::new();
-    for call in CALLS {
-        let (answer, tries) = settled(&mut fresh, call, |a| a.ok).await;
-        teller.got(Side::With, &answer);
-        if tries > 1 {
-            teller.note("The call before met the connection that the server had just closed.");
-        }
-        teller.expect(answer.ok, "the call is answered by the other server");
-        teller.expect(answer.ms < AT_ONCE_MS, "it is answered at once");
-        answers.push(answer);
-    }
-    selected(teller, stage, &POD.to_string()).await;
-    teller.end();
-    teller.row(
-        "preferred server killed",
-        &answered(&refused),
-        &format!("{}, by the other one", answered(&answers)),
-    );
-}
-
 /// Makes all calls and tells what came.
 async fn all(teller: &mut Teller, side: Side, caller: &mut Caller) -> Vec<Answer> {
     let mut answers = Vec::new();
@@ -307,21 +248,6 @@ async fn all(teller: &mut Teller, side: Side, caller: &mut Caller) -> Vec<Answer
         answers.push(answer);
     }
     answers
-}
-
-/// Makes both inferences and checks which server has answered them.
-async fn infer_by(teller: &mut Teller, caller: &mut Caller, server: &StandIn) {
-    for call in [HTTP_INFER, GRPC_INFER] {
-        let before = inferences(server);
-        let mut answer = caller.call(call).await;
-        let ip = server.http().ip();
-        let by = inferences(server) == before + 1;
-        if by {
-            answer.answer.push_str(&format!(" on {ip}"));
-        }
-        teller.got(Side::With, &answer);
-        teller.expect(answer.ok && by, format!("{ip} answers"));
-    }
 }
 
 fn answered(answers: &[Answer]) -> String {
@@ -353,10 +279,11 @@ async fn until<T>(mut ask: impl AsyncFnMut() -> T, wanted: impl Fn(&T) -> bool) 
 }
 
 /// Waits until the shim uses a host for both protocols.
-async fn selected(teller: &mut Teller, stage: &Stage, host: &str) {
+async fn selected(teller: &mut Teller, stage: &Stage, host: IpAddr) {
+    let host = host.to_string();
     let is = |status: &Option<Document>| {
         status.as_ref().is_some_and(|s| {
-            s.selection.http.as_deref() == Some(host) && s.selection.grpc.as_deref() == Some(host)
+            s.selection.http.as_ref() == Some(&host) && s.selection.grpc.as_ref() == Some(&host)
         })
     };
     let (status, _) = until(async || stage.status().await, is).await;
@@ -371,13 +298,4 @@ fn is_stalled(status: &Option<Document>) -> bool {
 /// Candidates in a state, of both protocols.
 fn states(status: &Document, state: &str) -> usize {
     status.endpoints.iter().filter(|e| e.state == state).count()
-}
-
-/// Inferences that a server has had.
-fn inferences(server: &StandIn) -> usize {
-    let calls = server.calls();
-    calls
-        .iter()
-        .filter(|c| c.path.to_lowercase().ends_with("infer"))
-        .count()
 }

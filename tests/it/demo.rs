@@ -44,7 +44,7 @@ async fn for_machines_it_prints_an_object_a_step_and_a_summary() {
     let summary = &summary["summary"];
     assert_eq!(
         (&summary["passed"], &summary["steps"]),
-        (&true.into(), &8.into())
+        (&true.into(), &9.into())
     );
 
     let answers = |step: usize, side: &str| -> Vec<(String, bool, String)> {
