@@ -358,3 +358,46 @@ impl Probe for ServerProbe {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_task(task: impl Future<Output = ()> + Send + 'static) -> App {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(named("frail", task));
+        App {
+            bound: Bound::default(),
+            drain: Drain::default(),
+            drain_time: Duration::from_secs(1),
+            tasks,
+            metrics: Metrics::new(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_essential_task_that_ends_or_panics_ends_the_process() {
+        let ended = with_task(async {}).run(std::future::pending()).await;
+        let text = ended.unwrap_err().to_string();
+        assert!(
+            text.contains("frail") && text.contains("should run for ever"),
+            "{text}"
+        );
+        let panicked = with_task(async { panic!("on purpose") });
+        let text = panicked
+            .run(std::future::pending())
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains("on purpose"), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_essential_task_that_ends_during_a_drain_is_an_error_too() {
+        let drain_time = Duration::from_secs(60);
+        let mut app = with_task(tokio::time::sleep(Duration::from_millis(1500)));
+        app.drain_time = drain_time;
+        let _busy = app.drain.busy();
+        assert!(app.run(async {}).await.is_err());
+    }
+}

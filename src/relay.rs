@@ -26,11 +26,12 @@ use crate::prober::Watching;
 use crate::view::View;
 
 pub mod answer;
+pub mod caller;
 pub mod connect;
 pub mod frames;
+pub mod greeting;
 pub mod grpc;
 pub mod http;
-pub mod io_util;
 pub mod local;
 pub mod opening;
 pub mod splice;
@@ -295,5 +296,30 @@ impl RelayMetrics {
         self.answers
             .with_label_values(&[self.protocol.as_str(), answer.as_str()])
             .inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn relayed_connections_notice_a_peer_that_vanished_and_bear_one_that_is_slow() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        prepare(&stream);
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap() && stream.nodelay().unwrap());
+        assert_eq!(
+            socket.tcp_keepalive_time().unwrap(),
+            Duration::from_secs(30)
+        );
+        assert_eq!(
+            socket.tcp_keepalive_interval().unwrap(),
+            Duration::from_secs(10)
+        );
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
     }
 }

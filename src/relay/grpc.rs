@@ -9,8 +9,8 @@
 use tokio::net::{TcpStream, UnixStream};
 
 use super::connect::connect;
-use super::http::{observe, refuse};
-use super::io_util::{Silent, Spoken, sniff};
+use super::greeting::greet;
+use super::http::observe;
 use super::opening::{NotOpened, Opening, open};
 use super::splice::{Ended, Far, Http2, Splice};
 use super::{Context, End, local};
@@ -40,22 +40,13 @@ pub fn is_control(path: &str) -> bool {
 }
 
 /// Serves one caller's connection until it ends.
-pub async fn serve(mut stream: TcpStream, context: &Context) -> End {
+pub async fn serve(stream: TcpStream, context: &Context) -> End {
     if context.mode == Mode::Observe {
         return observe(stream, context).await;
     }
-    let before = match sniff(&mut stream, context.header_timeout).await {
-        Ok((Spoken::Http2, before)) => before,
-        Ok((Spoken::Http1, _)) => {
-            refuse(stream, "this port speaks gRPC (HTTP/2); HTTP/1.1 goes to the HTTP relay (SHIM_RELAY_HTTP_PORT)").await;
-            return End::WrongProtocol;
-        }
-        Ok((Spoken::Tls, _)) => {
-            refuse(stream, "this port does not speak TLS").await;
-            return End::WrongProtocol;
-        }
-        Err(Silent::Closed) => return End::Closed,
-        Err(Silent::Timeout) => return End::Timeout,
+    let (stream, before) = match greet(stream, context).await {
+        Ok(both) => both,
+        Err(end) => return end,
     };
     let opening = match open(stream, before, context.header_timeout).await {
         Ok(opening) => opening,

@@ -17,14 +17,14 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::answer::{self, Answered, Question, http_error};
+use super::caller::Caller;
 use super::connect::connect;
-use super::io_util::{Caller, Silent, Spoken, sniff};
+use super::greeting::greet;
 use super::splice::{Ended, Far, Splice};
 use super::{Context, End};
 use crate::config::Mode;
@@ -35,26 +35,13 @@ const IDLE: Duration = Duration::from_secs(4);
 type Body = Either<Incoming, answer::Body>;
 
 /// Serves one caller's connection until it ends.
-pub async fn serve(mut stream: TcpStream, context: &Context) -> End {
+pub async fn serve(stream: TcpStream, context: &Context) -> End {
     if context.mode == Mode::Observe {
         return observe(stream, context).await;
     }
-    let before = match sniff(&mut stream, context.header_timeout).await {
-        Ok((Spoken::Http1, before)) => before,
-        Ok((Spoken::Http2, _)) => {
-            refuse(
-                stream,
-                "this port speaks HTTP/1.1; gRPC goes to the gRPC relay (SHIM_RELAY_GRPC_PORT)",
-            )
-            .await;
-            return End::WrongProtocol;
-        }
-        Ok((Spoken::Tls, _)) => {
-            refuse(stream, "this port does not speak TLS").await;
-            return End::WrongProtocol;
-        }
-        Err(Silent::Closed) => return End::Closed,
-        Err(Silent::Timeout) => return End::Timeout,
+    let (stream, before) = match greet(stream, context).await {
+        Ok(both) => both,
+        Err(end) => return end,
     };
     let metrics = &context.metrics;
     let caller = Caller::new(
@@ -100,21 +87,6 @@ pub(super) async fn observe(caller: TcpStream, context: &Context) -> End {
         Ended::Reset => End::Reset,
         Ended::Caller | Ended::Far => End::Closed,
     }
-}
-
-/// Tells a caller who dialled the wrong port, in the one language that most clients show.
-pub(super) async fn refuse(mut stream: TcpStream, why: &str) {
-    let body = format!("{{\"error\":\"agent-shim: {why}\"}}");
-    let text = format!(
-        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    // Somebody who speaks another protocol may well be gone; the close says the rest.
-    let _ = timeout(Duration::from_secs(1), async {
-        stream.write_all(text.as_bytes()).await?;
-        stream.shutdown().await
-    })
-    .await;
 }
 
 /// The server's side of one caller's connection.

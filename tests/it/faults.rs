@@ -6,16 +6,9 @@ use agent_shim::demo::standin::StandIn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::http::{self, request};
-use crate::support::{Shim, eventually, grpc, within};
+use crate::support::{Shim, eventually, grpc, pair, within};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-async fn pair(settings: &[(&str, &str)]) -> (StandIn, Shim) {
-    let server = StandIn::start(LOOPBACK).await.unwrap();
-    let shim = Shim::before("127.0.0.1", server.http(), server.grpc(), settings);
-    shim.ready().await;
-    (server, shim)
-}
 
 async fn live(client: &mut grpc::Client) -> bool {
     let answer = client.call("ServerLive", b"").await.unwrap();

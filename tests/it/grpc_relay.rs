@@ -1,7 +1,6 @@
 //! gRPC through the relay, on data connections (carried as bytes) and on control connections
 //! (ended in the shim): calls, streams, trailers, deadlines and cancellation.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use agent_shim::demo::standin::StandIn;
@@ -9,16 +8,7 @@ use agent_shim::proto::grpc_inference_service_client::GrpcInferenceServiceClient
 use agent_shim::proto::{ServerLiveRequest, ServerReadyRequest};
 
 use crate::support::grpc::{Client, SERVICE};
-use crate::support::{Shim, eventually, within};
-
-const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-async fn pair() -> (StandIn, Shim) {
-    let server = StandIn::start(LOOPBACK).await.unwrap();
-    let shim = Shim::before("127.0.0.1", server.http(), server.grpc(), &[]);
-    shim.ready().await;
-    (server, shim)
-}
+use crate::support::{Shim, eventually, pair, within};
 
 /// A connection that is carried as bytes, and one that is ended in the shim: every behaviour of
 /// the relay must be the same on both.
@@ -31,7 +21,7 @@ async fn both(shim: &Shim) -> [(&'static str, Client); 2] {
 
 #[tokio::test]
 async fn a_call_comes_back_with_its_message_headers_and_trailers() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let mut direct = Client::connect(server.grpc()).await;
     let headers = [("x-echo", "abc"), ("seldon-internal-model", "iris_1")];
     let expected = direct
@@ -69,7 +59,7 @@ async fn a_call_comes_back_with_its_message_headers_and_trailers() {
 
 #[tokio::test]
 async fn statuses_and_their_trailers_pass_unchanged() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let mut direct = Client::connect(server.grpc()).await;
     for path in ["Fail", "NoSuchMethod"] {
         let expected = direct.call(path, b"").await.unwrap();
@@ -86,7 +76,7 @@ async fn statuses_and_their_trailers_pass_unchanged() {
 
 #[tokio::test]
 async fn both_sides_of_a_stream_flow_message_by_message() {
-    let (_server, shim) = pair().await;
+    let (_server, shim) = pair(&[]).await;
     for (kind, mut client) in both(&shim).await {
         let first: &[u8] = b"first";
         let mut stream = client
@@ -107,7 +97,7 @@ async fn both_sides_of_a_stream_flow_message_by_message() {
 
 #[tokio::test]
 async fn a_message_of_64_mb_passes_in_little_memory() {
-    let (_server, shim) = pair().await;
+    let (_server, shim) = pair(&[]).await;
     let message = vec![7; 64 * 1024 * 1024];
     for (kind, mut client) in both(&shim).await {
         let answer = client.call("ModelInfer", &message).await.unwrap();
@@ -121,7 +111,7 @@ async fn a_message_of_64_mb_passes_in_little_memory() {
 
 #[tokio::test]
 async fn many_calls_share_a_connection_and_none_waits_for_another() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     for (kind, mut client) in both(&shim).await {
         let mut hanging = Vec::new();
         for _ in 0..8 {
@@ -147,7 +137,7 @@ async fn many_calls_share_a_connection_and_none_waits_for_another() {
 
 #[tokio::test]
 async fn a_cancelled_call_is_cancelled_at_the_server_and_the_others_go_on() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     for (kind, mut client) in both(&shim).await {
         let path = format!("{SERVICE}/Hang");
         let before = server.calls().iter().filter(|c| c.path == path).count();
@@ -183,7 +173,7 @@ async fn a_cancelled_call_is_cancelled_at_the_server_and_the_others_go_on() {
 
 #[tokio::test]
 async fn a_deadline_reaches_the_server_as_the_caller_set_it() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     for (kind, mut client) in both(&shim).await {
         client
             .call_with("ModelInfer", b"", &[("grpc-timeout", "3600S")])
@@ -200,7 +190,7 @@ async fn a_deadline_reaches_the_server_as_the_caller_set_it() {
 
 #[tokio::test]
 async fn a_stream_that_the_server_resets_is_reset_for_the_caller_alone() {
-    let (_server, shim) = pair().await;
+    let (_server, shim) = pair(&[]).await;
     for (kind, mut client) in both(&shim).await {
         let outcome = async {
             let mut stream = client.open("ResetMid", &[]).await?;
@@ -224,7 +214,7 @@ async fn a_stream_that_the_server_resets_is_reset_for_the_caller_alone() {
 
 #[tokio::test]
 async fn health_is_answered_here_and_the_server_is_not_asked() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", shim.grpc()))
         .unwrap()
         .connect()
@@ -260,7 +250,7 @@ async fn health_is_answered_here_and_the_server_is_not_asked() {
 
 #[tokio::test]
 async fn a_first_call_of_health_does_not_keep_a_connection_from_inference() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let [_, (_, mut control)] = both(&shim).await;
     assert_eq!(
         control.call("ModelInfer", b"x").await.unwrap().messages,
@@ -288,7 +278,7 @@ async fn a_first_call_of_health_does_not_keep_a_connection_from_inference() {
 
 #[tokio::test]
 async fn a_load_makes_the_model_list_fresh() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     eventually("the first look", async || {
         (!shim.status().await["server"].is_null()).then_some(())
     })
@@ -304,7 +294,7 @@ async fn a_load_makes_the_model_list_fresh() {
 
 #[tokio::test]
 async fn a_connection_that_only_opens_and_closes_costs_the_server_nothing() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let before = server.accepted(agent_shim::endpoint::Protocol::Grpc);
     for _ in 0..20 {
         drop(tokio::net::TcpStream::connect(shim.grpc()).await.unwrap());
@@ -325,7 +315,7 @@ async fn a_connection_that_only_opens_and_closes_costs_the_server_nothing() {
 #[tokio::test]
 async fn the_handshake_tolerates_every_order_that_http2_allows() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let (_server, shim) = pair().await;
+    let (_server, shim) = pair(&[]).await;
     let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let settings: &[u8] = &[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0];
     let ack: &[u8] = &[0, 0, 0, 4, 1, 0, 0, 0, 0];
@@ -426,7 +416,7 @@ async fn the_handshake_tolerates_every_order_that_http2_allows() {
 /// MLServer ends a connection at the fourth ping of one long call; the agent pings once a minute.
 #[tokio::test]
 async fn a_callers_pings_are_answered_and_never_reach_the_server() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     for control in [false, true] {
         let stream = tokio::net::TcpStream::connect(shim.grpc()).await.unwrap();
         let (mut sender, mut connection) = h2::client::handshake(stream).await.unwrap();
@@ -460,7 +450,7 @@ async fn a_callers_pings_are_answered_and_never_reach_the_server() {
 
 #[tokio::test]
 async fn a_long_quiet_call_is_not_disturbed_by_pings() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let mut client = Client::connect(shim.grpc()).await;
     let mut quiet = client
         .open_with("ModelStreamInfer", &[], &[b"a"])

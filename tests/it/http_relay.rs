@@ -1,6 +1,5 @@
 //! HTTP/1.1 through the relay: nothing is changed, nothing is buffered, nothing is sent twice.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use agent_shim::demo::standin::StandIn;
@@ -15,20 +14,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::support::http::{Client, request};
-use crate::support::{Shim, eventually, within};
-
-const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-async fn pair() -> (StandIn, Shim) {
-    let server = StandIn::start(LOOPBACK).await.unwrap();
-    let shim = Shim::before("127.0.0.1", server.http(), server.grpc(), &[]);
-    shim.ready().await;
-    (server, shim)
-}
+use crate::support::{eventually, pair, within};
 
 #[tokio::test]
 async fn an_inference_is_answered_as_the_server_answers_it() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let body = r#"{"id":"7","inputs":[]}"#;
     let ask = || request("POST", "/v2/models/iris/infer?x=1", body);
     let direct = Client::connect(server.http()).await.call(ask()).await;
@@ -45,7 +35,7 @@ async fn an_inference_is_answered_as_the_server_answers_it() {
 
 #[tokio::test]
 async fn request_headers_pass_except_those_of_one_connection() {
-    let (_server, shim) = pair().await;
+    let (_server, shim) = pair(&[]).await;
     let request = Request::get("/headers")
         .header("host", "model.example")
         .header("seldon-model", "iris")
@@ -69,7 +59,7 @@ async fn request_headers_pass_except_those_of_one_connection() {
 
 #[tokio::test]
 async fn a_body_streams_both_ways_while_it_is_sent() {
-    let (_server, shim) = pair().await;
+    let (_server, shim) = pair(&[]).await;
     let (send, body) = mpsc::channel::<Result<Frame<Bytes>, std::convert::Infallible>>(1);
     let request = Request::post("/echo")
         .header("host", "test")
@@ -97,7 +87,7 @@ async fn a_body_streams_both_ways_while_it_is_sent() {
 
 #[tokio::test]
 async fn server_sent_events_come_when_they_are_sent() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let mut client = Client::connect(shim.http()).await;
     server.push_event("one");
     let mut response = client.send(request("GET", "/sse", "")).await.unwrap();
@@ -121,7 +111,7 @@ async fn server_sent_events_come_when_they_are_sent() {
 
 #[tokio::test]
 async fn a_large_answer_and_a_slow_reader_take_little_memory() {
-    let (_server, shim) = pair().await;
+    let (_server, shim) = pair(&[]).await;
     let before = shim.metric("process_resident_memory_bytes").await;
     let mut client = Client::connect(shim.http()).await;
     let size = 256 * 1024 * 1024usize;
@@ -145,7 +135,7 @@ async fn a_large_answer_and_a_slow_reader_take_little_memory() {
 
 #[tokio::test]
 async fn requests_on_one_connection_use_one_connection_to_the_server() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let mut client = Client::connect(shim.http()).await;
     client.get("/headers").await;
     let accepted = server.accepted(Protocol::Http);
@@ -172,7 +162,7 @@ async fn requests_on_one_connection_use_one_connection_to_the_server() {
 
 #[tokio::test]
 async fn a_kept_connection_that_the_server_has_closed_is_replaced_unseen() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     server.set_idle_close(Duration::from_millis(50));
     let mut client = Client::connect(shim.http()).await;
     assert_eq!(client.get("/headers").await.0, 200);
@@ -196,7 +186,7 @@ async fn a_kept_connection_that_the_server_has_closed_is_replaced_unseen() {
 
 #[tokio::test]
 async fn a_request_that_was_sent_is_never_sent_again() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let mut client = Client::connect(shim.http()).await;
     assert_eq!(client.get("/headers").await.0, 200);
     // On a kept connection and on a new one: the server takes the request and closes.
@@ -213,7 +203,7 @@ async fn a_request_that_was_sent_is_never_sent_again() {
 
 #[tokio::test]
 async fn an_answer_that_breaks_off_breaks_off_for_the_caller_too() {
-    let (_server, shim) = pair().await;
+    let (_server, shim) = pair(&[]).await;
     let mut client = Client::connect(shim.http()).await;
     let response = client.send(request("GET", "/reset", "")).await.unwrap();
     assert_eq!(response.status(), 200);
@@ -223,7 +213,7 @@ async fn an_answer_that_breaks_off_breaks_off_for_the_caller_too() {
 
 #[tokio::test]
 async fn a_caller_that_goes_away_is_gone_for_the_server_as_well() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let mut client = Client::connect(shim.http()).await;
     let waiting = tokio::spawn(async move {
         let _ = client.start(request("GET", "/hang", "")).await;
@@ -240,7 +230,7 @@ async fn a_caller_that_goes_away_is_gone_for_the_server_as_well() {
 
 #[tokio::test]
 async fn a_caller_that_closes_its_half_is_ended_and_nothing_is_left_behind() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let mut stream = TcpStream::connect(shim.http()).await.unwrap();
     stream
         .write_all(b"GET /hang HTTP/1.1\r\nhost: a\r\n\r\n")
@@ -259,7 +249,7 @@ async fn a_caller_that_closes_its_half_is_ended_and_nothing_is_left_behind() {
 
 #[tokio::test]
 async fn one_slow_caller_holds_nobody_up() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let mut slow = Vec::new();
     for _ in 0..20 {
         let mut client = Client::connect(shim.http()).await;
@@ -281,7 +271,7 @@ async fn one_slow_caller_holds_nobody_up() {
 
 #[tokio::test]
 async fn health_is_answered_from_the_shims_own_knowledge() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     let mut client = Client::connect(shim.http()).await;
     let asked = |server: &StandIn| {
         let calls = server.calls();
@@ -317,7 +307,7 @@ async fn health_is_answered_from_the_shims_own_knowledge() {
 
 #[tokio::test]
 async fn a_smuggled_second_request_never_reaches_the_server() {
-    let (server, shim) = pair().await;
+    let (server, shim) = pair(&[]).await;
     // Both lengths: by Content-Length the second request is body, by chunks it is a request.
     let both = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 60\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
     let answer = crate::support::http::raw(shim.http(), both).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use agent_shim::app::{App, Bound, Error};
 use agent_shim::config::load_from;
+use agent_shim::demo::standin::StandIn;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -167,6 +168,14 @@ impl Shim {
         })
         .await;
     }
+}
+
+/// A stand-in server on loopback and a ready shim before it.
+pub async fn pair(settings: &[(&str, &str)]) -> (StandIn, Shim) {
+    let server = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
+    let shim = Shim::before("127.0.0.1", server.http(), server.grpc(), settings);
+    shim.ready().await;
+    (server, shim)
 }
 
 /// An address that nobody listens on, with a port that stays free: another address of loopback

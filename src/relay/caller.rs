@@ -1,62 +1,12 @@
-//! Connections as the relay handles them: sniffed first bytes put back, bytes counted.
+//! A caller's connection with its first bytes put back and its traffic counted.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use prometheus::IntCounter;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-
-use super::frames::PREFACE;
-
-/// What a caller speaks, by its first bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spoken {
-    /// Something that may be HTTP/1.
-    Http1,
-    /// The HTTP/2 preface (complete).
-    Http2,
-    /// A TLS ClientHello.
-    Tls,
-}
-
-/// Why nothing could be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Silent {
-    /// The caller left before it had said anything, as a TCP health check does.
-    Closed,
-    /// The caller said nothing, or too little, within the limit.
-    Timeout,
-}
-
-/// Reads as much as is needed to tell what the caller speaks. The bytes are returned.
-pub async fn sniff(stream: &mut TcpStream, limit: Duration) -> Result<(Spoken, Bytes), Silent> {
-    let mut seen = BytesMut::with_capacity(1024);
-    let told = async {
-        loop {
-            match stream.read_buf(&mut seen).await {
-                Ok(0) | Err(_) => return Err(Silent::Closed),
-                Ok(_) => {}
-            }
-            if seen.starts_with(&[0x16, 0x03]) {
-                return Ok(Spoken::Tls);
-            }
-            if seen.starts_with(PREFACE) {
-                return Ok(Spoken::Http2);
-            }
-            // "PRI" could still become the preface, or a request with an odd method.
-            if !PREFACE.starts_with(&seen) && seen.len() > 1 {
-                return Ok(Spoken::Http1);
-            }
-        }
-    };
-    let spoken = timeout(limit, told).await.unwrap_or(Err(Silent::Timeout))?;
-    Ok((spoken, seen.freeze()))
-}
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A connection with bytes put back before it, and its traffic counted.
 #[derive(Debug)]
