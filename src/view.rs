@@ -49,6 +49,9 @@ pub struct View {
     pub updated: Duration,
 }
 
+/// How long one protocol must have failed before the other's health is held against it.
+const SETTLED: Duration = Duration::from_secs(3);
+
 /// How a protocol of the server stands, over all candidates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Usable {
@@ -136,6 +139,23 @@ impl View {
             .and_then(|e| e.health.server_ready)
     }
 
+    /// The sentence of [`View::why_not`] after attempts of a caller's own, which are newer than
+    /// the probes: each is a candidate's index and what came of it.
+    pub fn why_not_after(
+        &self,
+        protocol: Protocol,
+        attempts: &[(usize, Reason)],
+        now: Duration,
+    ) -> String {
+        let mut seen = self.clone();
+        for (index, reason) in attempts {
+            if let Some(endpoint) = seen.endpoints[protocol.index()].get_mut(*index) {
+                endpoint.health.reason = Some(*reason);
+            }
+        }
+        seen.why_not(protocol, now)
+    }
+
     /// Why a protocol is not usable: one sentence with every candidate, then what it means.
     pub fn why_not(&self, protocol: Protocol, now: Duration) -> String {
         let each: Vec<String> = self
@@ -158,12 +178,12 @@ impl View {
         format!(
             "the inference server does not answer {title} ({}; {seen}): {}",
             each.join(", "),
-            self.meaning(protocol)
+            self.meaning(protocol, now)
         )
     }
 
     /// What the pattern of reasons means and what to look at, in words.
-    fn meaning(&self, protocol: Protocol) -> String {
+    fn meaning(&self, protocol: Protocol, now: Duration) -> String {
         let reasons: Vec<Reason> = self
             .of(protocol)
             .iter()
@@ -206,7 +226,11 @@ impl View {
                 "the server is bound to another address: somebody listens on {list}; add {list} to SHIM_INFERENCE_HOSTS, or bind the server to 127.0.0.1"
             );
         }
-        if self.usable(other) == Usable::Up {
+        // Right after a fall the other protocol may only not have been probed yet.
+        let settled = self
+            .last_success(protocol)
+            .is_none_or(|at| now.saturating_sub(at) >= SETTLED);
+        if self.usable(other) == Usable::Up && settled {
             return format!(
                 "only {} answers (port {other_port}): the {} side failed to start or uses another port than {port_variable}; look at the server's log",
                 other.title(),
@@ -310,6 +334,22 @@ mod tests {
             v.live(Grpc, Duration::from_secs(1), Duration::from_secs(20))
                 .is_err()
         );
+    }
+
+    #[test]
+    fn right_after_a_fall_the_other_protocol_is_no_evidence() {
+        use Protocol::*;
+        let http = endpoint(Http, "127.0.0.1", &[(0, None), (9, None)]);
+        let grpc = endpoint(Grpc, "127.0.0.1", &[(0, None), (9, None)]);
+        let v = view(vec![http], vec![grpc]);
+        let after = |now| v.why_not_after(Grpc, &[(0, Reason::Refused)], Duration::from_secs(now));
+        let why = after(10);
+        assert!(
+            why.contains("127.0.0.1:9500 refused; last answer 1s ago"),
+            "{why}"
+        );
+        assert!(why.contains("nothing listens there any more"), "{why}");
+        assert!(after(13).contains("only HTTP answers"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::{Context, prepare};
 use crate::endpoint::Protocol;
-use crate::health::State;
+use crate::health::{Reason, State};
 use crate::view::View;
 
 /// How one attempt ended.
@@ -57,6 +57,7 @@ pub struct Unavailable {
 pub async fn connect(context: &Context) -> Result<Connected, Unavailable> {
     let protocol = context.protocol;
     let view = context.view();
+    let mut attempts = Vec::new();
     for (index, address) in order(&view, protocol) {
         let attempt = timeout(context.connect_timeout, TcpStream::connect(address)).await;
         let outcome = match &attempt {
@@ -75,10 +76,17 @@ pub async fn connect(context: &Context) -> Result<Connected, Unavailable> {
             prepare(&stream);
             return Ok(Connected { stream, index });
         }
+        attempts.push((
+            index,
+            match outcome {
+                Attempt::Timeout => Reason::ConnectTimeout,
+                _ => Reason::Refused,
+            },
+        ));
         tracing::debug!(%address, outcome = outcome.as_str(), "cannot connect a caller");
     }
     Err(Unavailable {
-        why: context.view().why_not(protocol, context.clock.now()),
+        why: view.why_not_after(protocol, &attempts, context.clock.now()),
     })
 }
 
