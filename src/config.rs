@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::endpoint::{Candidate, Host, Protocol, in_order};
 use crate::health::Thresholds;
+use crate::nearest::nearest;
 
 /// What the shim may do to the traffic it carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -641,13 +642,9 @@ impl Reader {
             if VARIABLES.iter().any(|v| v.name == name) {
                 continue;
             }
-            let nearest = VARIABLES
-                .iter()
-                .map(|v| (distance(v.name, &name), v.name))
-                .min()
-                .filter(|(d, _)| *d <= name.len() / 3);
-            self.warnings.push(match nearest {
-                Some((_, known)) => {
+            let near = nearest(&name, VARIABLES.iter().map(|v| v.name));
+            self.warnings.push(match near {
+                Some(known) => {
                     format!("{name} is not a variable of agent-shim: did you mean {known}?")
                 }
                 None => format!("{name} is not a variable of agent-shim: ignored"),
@@ -684,22 +681,6 @@ fn duration_or_zero(text: &str) -> Option<Duration> {
 
 fn duration(text: &str) -> Option<Duration> {
     duration_or_zero(text).filter(|d| *d >= Duration::from_millis(10))
-}
-
-/// Edits (insert, delete, replace) between two texts.
-pub(crate) fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let cost = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 /// The README's table of variables.
