@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod models;
 pub mod nearest;
 pub mod prober;
+pub mod process;
 pub mod procfs;
 pub mod readiness;
 pub mod relay;
