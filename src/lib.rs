@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod capability;
 pub mod capacity;
 pub mod cli;
 pub mod clock;
