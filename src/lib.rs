@@ -19,6 +19,7 @@ pub mod listeners;
 pub mod metrics;
 pub mod models;
 pub mod nearest;
+pub mod observer;
 pub mod prober;
 pub mod process;
 pub mod procfs;
