@@ -1,7 +1,7 @@
 //! What the inference server can run: names, and making the agent's list agree with what is
 //! installed.
 //!
-//! Pure: [`installed`] and [`listed`] learn what there is, [`table`] knows the
+//! Pure: [`installed`], [`listed`] and [`probe_model`] learn what there is, [`table`] knows the
 //! names, this decides. A name that the table does not know is a label of the operator's and
 //! always stays; under `add` nothing that was declared ever goes.
 //!
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 pub mod installed;
 pub mod listed;
+pub mod probe_model;
 pub mod table;
 
 #[cfg(test)]

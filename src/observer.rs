@@ -112,7 +112,17 @@ impl Observed {
 }
 
 /// What a probe model found out, or why it could not.
-pub type ProbeAnswer = Result<capability::Observation, String>;
+pub type ProbeAnswer = Result<Probing, String>;
+
+/// An answer of a probe model and when it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probing {
+    /// The answer.
+    pub answer: capability::probe_model::Answer,
+    /// When, since the start of the process.
+    pub at: Duration,
+}
+
 /// The answer, handed in by whoever ran a probe model; `None` before that.
 pub type Probed = watch::Receiver<Option<Arc<ProbeAnswer>>>;
 

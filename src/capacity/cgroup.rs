@@ -111,11 +111,16 @@ fn read_at(files: &Files, base: &Path, below: &Path) -> Result<Cgroup, Unreadabl
 
 fn limit_of(files: &Files, dir: &Path) -> Result<Option<u64>, Unreadable> {
     let text = procfs::read(&dir.join(files.limit), MAX_NUMBER)?;
-    match (files.version, text.trim()) {
-        (Version::V2, "max") | (Version::V1, "-1") => Ok(None),
+    parse_limit(files.version, &text).ok_or(Unreadable::Malformed)
+}
+
+/// What the file of the limit says: `Some(None)` is no limit, `None` is nonsense.
+pub fn parse_limit(version: Version, text: &str) -> Option<Option<u64>> {
+    match (version, text.trim()) {
+        (Version::V2, "max") | (Version::V1, "-1") => Some(None),
         (version, text) => {
-            let bytes: u64 = text.parse().map_err(|_| Unreadable::Malformed)?;
-            Ok((version == Version::V2 || bytes < V1_UNLIMITED).then_some(bytes))
+            let bytes: u64 = text.parse().ok()?;
+            Some(Some(bytes).filter(|b| version == Version::V2 || *b < V1_UNLIMITED))
         }
     }
 }

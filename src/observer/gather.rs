@@ -65,6 +65,14 @@ impl Gatherer {
         self.server = found.as_ref().ok().cloned();
         self.looks += 1;
         let cgroup = self.cgroup(found.as_ref(), now);
+        // What the server itself has said is better than nothing, though it does not follow
+        // changes.
+        if let (true, Some(Ok(probing))) = (self.cgroup_is_unavailable(), probed)
+            && let Some(cgroup) = probing.answer.cgroup
+        {
+            let limit = cgroup.limit.map_or(Found::Unlimited, Found::Bytes);
+            self.cgroup = reading(limit, probing.at);
+        }
         let live = self.live(cgroup, now);
         let answered = inventory.read_at.is_some();
         self.baseline

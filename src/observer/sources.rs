@@ -109,7 +109,8 @@ impl CapabilitySources {
             }
             Source::Distributions => self.distributions(found, now),
             Source::ProbeModel => match probed {
-                Some(answer) => answer.clone(),
+                Some(Ok(probing)) => Ok(probing.answer.observation(probing.at)),
+                Some(Err(why)) => Err(why.clone()),
                 None if self.config.probe => Err("no answer yet".into()),
                 None => Err("SHIM_CAPABILITIES_PROBE is false".into()),
             },

@@ -186,9 +186,13 @@ fn sources_are_asked_in_their_order() {
     let tree = pod();
     let path = tree.path().join("list");
     let file = [("SHIM_CAPABILITIES_FILE", path.to_str().unwrap())];
-    let probed: ProbeAnswer = Ok(capability::Observation {
-        source: Source::ProbeModel,
-        ..capability::Observation::default()
+    let probed: ProbeAnswer = Ok(Probing {
+        answer: capability::probe_model::Answer {
+            distributions: Vec::new(),
+            cgroup: None,
+            left_behind: None,
+        },
+        at: at(1),
     });
     let source = |variables: &[(&str, &str)], probed: Option<&ProbeAnswer>| {
         let mut gatherer = Gatherer::new(settings(&tree, variables));
@@ -210,6 +214,27 @@ fn sources_are_asked_in_their_order() {
         (Source::File, false),
         "the probe may still answer"
     );
+}
+
+#[test]
+fn a_probe_models_cgroup_stands_in_for_one_that_cannot_be_read() {
+    let tree = Tree::new();
+    let mut gatherer = Gatherer::new(settings(&tree, &[]));
+    let probed = Ok(Probing {
+        answer: capability::probe_model::Answer {
+            distributions: Vec::new(),
+            cgroup: Some(capacity::cgroup::Cgroup {
+                version: capacity::cgroup::Version::V2,
+                limit: Some(3 * GI),
+                current: None,
+                peak: None,
+            }),
+            left_behind: None,
+        },
+        at: at(4),
+    });
+    let seen = gatherer.look(&index(&[]), Some(&probed), at(9)).capacity;
+    assert_eq!((seen.bytes, seen.considered[3].age), (Some(3 * GI), at(5)));
 }
 
 #[test]
