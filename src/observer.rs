@@ -36,8 +36,11 @@ use series::Series;
 
 /// Time between two looks once the server is there.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Time between two looks until it is.
+/// Time between two looks while it is expected to appear.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
+/// How long it is expected: most pods do not share their process namespace, and a look for
+/// nothing every second would be all that an idle shim does.
+const SEARCH_TIME: Duration = Duration::from_secs(120);
 
 /// What is to be looked at.
 #[derive(Debug, Clone)]
@@ -177,8 +180,8 @@ impl Observer {
             self.gatherer = gatherer;
             self.publish(observed);
             let wait = match self.out.borrow().server {
-                Some(_) => INTERVAL,
-                None => SEARCH_INTERVAL,
+                None if now < SEARCH_TIME => SEARCH_INTERVAL,
+                _ => INTERVAL,
             };
             tokio::select! {
                 () = sleep(wait) => {}

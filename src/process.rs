@@ -165,9 +165,18 @@ pub fn find(proc: &Path, ports: &[u16]) -> Result<Server, NotFound> {
     let pids: Vec<u32> = candidates.iter().map(|(_, s)| s.pid).collect();
     candidates.retain(|(_, stat)| !pids.contains(&stat.ppid));
     if candidates.len() != 1 {
+        // Looking through the descriptors of every process is the last resort.
         let own = std::process::id();
-        let listening = listener::pids(proc, ports, all.iter().map(|s| s.pid));
-        let holds = |stat: &Stat| stat.pid != own && listening.contains(&stat.pid);
+        let among: Vec<u32> = match &candidates[..] {
+            [] => all
+                .iter()
+                .map(|s| s.pid)
+                .filter(|pid| *pid != own)
+                .collect(),
+            several => several.iter().map(|(_, s)| s.pid).collect(),
+        };
+        let listening = listener::pids(proc, ports, &among);
+        let holds = |stat: &Stat| listening.contains(&stat.pid);
         if candidates.iter().any(|(_, stat)| holds(stat)) {
             candidates.retain(|(_, stat)| holds(stat));
         } else if candidates.is_empty() {

@@ -25,7 +25,8 @@ use crate::prober::connect::innermost;
 
 mod files;
 
-/// The model's name, and its folder's. Reserved: the relay hides it from the agent.
+/// The model's name, and its folder's. Reserved: an answer to the agent's look at the index must
+/// not hold it (the index shows it as `UNAVAILABLE` while the folder is there).
 pub const NAME: &str = "agent-shim-probe";
 
 /// What the server said.

@@ -11,7 +11,7 @@ const MAX_DESCRIPTORS: usize = 65_536;
 
 /// The processes among `candidates` that listen on one of `ports`, over IPv4 or IPv6. Without
 /// permission to read another process's descriptors it is not among them.
-pub fn pids(proc: &Path, ports: &[u16], candidates: impl IntoIterator<Item = u32>) -> Vec<u32> {
+pub fn pids(proc: &Path, ports: &[u16], candidates: &[u32]) -> Vec<u32> {
     let mut inodes: Vec<String> = Vec::new();
     // A server on `0.0.0.0` has its gRPC port on `[::]`: both tables.
     for table in ["net/tcp", "net/tcp6"] {
@@ -22,10 +22,8 @@ pub fn pids(proc: &Path, ports: &[u16], candidates: impl IntoIterator<Item = u32
     if inodes.is_empty() {
         return Vec::new();
     }
-    candidates
-        .into_iter()
-        .filter(|pid| holds(proc, *pid, &inodes))
-        .collect()
+    let holding = candidates.iter().filter(|pid| holds(proc, **pid, &inodes));
+    holding.copied().collect()
 }
 
 fn holds(proc: &Path, pid: u32, sockets: &[String]) -> bool {
