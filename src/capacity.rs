@@ -6,7 +6,7 @@
 //! sent is 0 by way of a reserve.
 //!
 //! For the interposer: build [`Sources`] (or take [`crate::observer::Observed`]), call
-//! [`observe`] once a look and [`report`] once a message with the agent's own `memoryBytes`.
+//! [`observe`] once a look and [`report()`] once a message with the agent's own `memoryBytes`.
 
 use std::fmt;
 use std::time::Duration;
