@@ -43,6 +43,7 @@ unit: tools ## unit and integration tests
 mlserver: ## tests against the real MLServer
 	$(CARGO) build --locked
 	./tests/mlserver/setup.sh
+	$(CARGO) test --locked --test it real_server
 	target/mlserver-venv/bin/python -m pytest tests/mlserver -q
 
 tools:

@@ -8,10 +8,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::capability;
+use crate::capacity::{self, Basis, Fraction, Reserve, quantity};
 use crate::endpoint::{Candidate, Host, Protocol, in_order};
 use crate::health::Thresholds;
+use crate::nearest::nearest;
 
 /// What the shim may do to the traffic it carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +58,30 @@ pub struct ProbeConfig {
     pub thresholds: Thresholds,
 }
 
+/// How the server's memory is learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryConfig {
+    /// What counts, and what is kept free.
+    pub policy: capacity::Policy,
+    /// The inference container's request, from the downward API.
+    pub request: Option<u64>,
+    /// Its limit, from the downward API; the node's allocatable memory where it has none.
+    pub limit: Option<u64>,
+}
+
+/// How the server's capabilities are learnt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CapabilitiesConfig {
+    /// What is done with the agent's list, and the operator's own.
+    pub policy: capability::Policy,
+    /// A list that the pod itself writes.
+    pub file: Option<PathBuf>,
+    /// Whether the server may be asked through a model of the shim's.
+    pub probe: bool,
+    /// Where the shim would put that model.
+    pub models_dir: PathBuf,
+}
+
 /// The validated settings of `agent-shim run`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -89,6 +117,10 @@ pub struct Config {
     pub drain_time: Duration,
     /// Time between two looks at the repository index without an event.
     pub index_interval: Duration,
+    /// Capacity.
+    pub memory: MemoryConfig,
+    /// Capabilities.
+    pub capabilities: CapabilitiesConfig,
     /// Log filter.
     pub log: LogFilter,
     /// Log format.
@@ -146,6 +178,12 @@ const LISTEN_PORT: &str = "a port from 1 to 65535, or 0 for any free one";
 const ADDRESSES: &str = "IP addresses separated by commas";
 const HOSTS: &str = "hosts separated by commas: IPv4, IPv6 with or without brackets, or names";
 const LOG: &str = "a level (error, warn, info, debug, trace, off) or a comma list of target=level";
+const QUANTITY: &str = "bytes as a Kubernetes quantity, such as 4Gi, 512M or 1073741824";
+const AMOUNT: &str = "bytes as a Kubernetes quantity above 0, such as 4Gi, 512M or 1073741824";
+const RESERVED: &str =
+    "a Kubernetes quantity such as 512Mi, a percentage from 0% to 99%, or measured";
+const NAMES: &str = "names separated by commas";
+const PATH: &str = "an absolute path";
 
 /// Every variable that the shim reads under its own prefix, in the order of the README.
 pub const VARIABLES: &[Variable] = &[
@@ -290,6 +328,83 @@ pub const VARIABLES: &[Variable] = &[
         show: |c| show(c.index_interval),
     },
     Variable {
+        name: "SHIM_MEMORY_BYTES",
+        default: "",
+        accepts: AMOUNT,
+        effect: "the server's memory for models, whatever the agent and the container say",
+        show: |c| shown(c.memory.policy.explicit),
+    },
+    Variable {
+        name: "SHIM_MEMORY_BASIS",
+        default: "auto",
+        accepts: "request, limit or auto",
+        effect: "which figure of the container counts; `auto` is the request where it is set, as Seldon takes it, else the limit, and leaves the agent's own figure where it is plausible",
+        show: |c| c.memory.policy.basis.as_str().into(),
+    },
+    Variable {
+        name: "SHIM_MEMORY_RESERVED",
+        default: "0",
+        accepts: RESERVED,
+        effect: "kept free of models, whichever figure is taken; `measured` is what the server's processes use with no model loaded",
+        show: |c| c.memory.policy.reserve.to_string(),
+    },
+    Variable {
+        name: "SHIM_MEMORY_REQUEST",
+        default: "",
+        accepts: QUANTITY,
+        effect: "the inference container's memory request, from the downward API",
+        show: |c| shown(c.memory.request),
+    },
+    Variable {
+        name: "SHIM_MEMORY_LIMIT",
+        default: "",
+        accepts: QUANTITY,
+        effect: "the inference container's memory limit, from the downward API",
+        show: |c| shown(c.memory.limit),
+    },
+    Variable {
+        name: "SHIM_MEMORY_NODE_FRACTION",
+        default: "0.8",
+        accepts: "a number above 0 and up to 1, with at most three digits after the point",
+        effect: "the part of the node's memory that is taken where the container has neither request nor limit",
+        show: |c| c.memory.policy.node_fraction.to_string(),
+    },
+    Variable {
+        name: "SHIM_CAPABILITIES",
+        default: "add",
+        accepts: "add, strict, declared or explicit",
+        effect: "what is done with the agent's list: `add` what is installed, `strict` also drops what is known not to be, `declared` leaves it, `explicit` sends `SHIM_CAPABILITIES_LIST` instead",
+        show: |c| c.capabilities.policy.mode.as_str().into(),
+    },
+    Variable {
+        name: "SHIM_CAPABILITIES_LIST",
+        default: "",
+        accepts: NAMES,
+        effect: "what the server can run, instead of looking",
+        show: |c| join(&c.capabilities.policy.list),
+    },
+    Variable {
+        name: "SHIM_CAPABILITIES_FILE",
+        default: "",
+        accepts: PATH,
+        effect: "a file that says what the server has, as JSON or as `pip freeze` prints it; used where the server's own files cannot be read",
+        show: |c| shown(c.capabilities.file.as_deref().map(Path::display)),
+    },
+    Variable {
+        name: "SHIM_CAPABILITIES_PROBE",
+        default: "false",
+        accepts: "true or false",
+        effect: "whether the server may be asked what it has through a tiny model, which is put into `SHIM_MODELS_DIR`, loaded, asked once and removed",
+        show: |c| c.capabilities.probe.to_string(),
+    },
+    Variable {
+        name: "SHIM_MODELS_DIR",
+        default: "/mnt/agent/models",
+        accepts: PATH,
+        effect: "the folder of models that the server and the agent share",
+        show: |c| c.capabilities.models_dir.display().to_string(),
+    },
+    Variable {
         name: "SHIM_LOG",
         default: "info",
         accepts: LOG,
@@ -319,6 +434,11 @@ fn show(duration: Duration) -> String {
         (300.., 0) if seconds % 60 == 0 => format!("{}m", seconds / 60),
         _ => format!("{seconds}s"),
     }
+}
+
+/// A value that need not be set.
+fn shown<T: fmt::Display>(value: Option<T>) -> String {
+    value.map_or_else(String::new, |value| value.to_string())
 }
 
 fn join<T: fmt::Display>(items: &[T]) -> String {
@@ -564,6 +684,8 @@ impl Reader {
             header_timeout: self.read("SHIM_HEADER_TIMEOUT", duration),
             drain_time: self.read("SHIM_DRAIN_TIME", duration_or_zero),
             index_interval: self.read("SHIM_INDEX_INTERVAL", duration),
+            memory: self.memory(),
+            capabilities: self.capabilities(),
             log,
             log_format: self.read("SHIM_LOG_FORMAT", |text| match text {
                 "text" => Some(LogFormat::Text),
@@ -572,6 +694,56 @@ impl Reader {
             }),
         };
         self.check_rules(&config);
+        config
+    }
+
+    fn memory(&mut self) -> MemoryConfig {
+        let basis = |text: &str| {
+            let all = [Basis::Auto, Basis::Request, Basis::Limit];
+            all.into_iter().find(|basis| basis.as_str() == text)
+        };
+        let above_zero = |text: &str| quantity::parse(text).filter(|bytes| *bytes > 0);
+        let config = MemoryConfig {
+            policy: capacity::Policy {
+                explicit: self.read("SHIM_MEMORY_BYTES", optional(above_zero)),
+                basis: self.read("SHIM_MEMORY_BASIS", basis),
+                reserve: self.read("SHIM_MEMORY_RESERVED", reserve),
+                node_fraction: self.read("SHIM_MEMORY_NODE_FRACTION", Fraction::parse),
+            },
+            request: self.read("SHIM_MEMORY_REQUEST", optional(quantity::parse)),
+            limit: self.read("SHIM_MEMORY_LIMIT", optional(quantity::parse)),
+        };
+        if let (Some(explicit), Reserve::Bytes(reserve)) =
+            (config.policy.explicit, config.policy.reserve)
+            && reserve >= explicit
+        {
+            let expected = format!("less than SHIM_MEMORY_BYTES ({explicit})");
+            self.problem("SHIM_MEMORY_RESERVED", reserve, expected);
+        }
+        config
+    }
+
+    fn capabilities(&mut self) -> CapabilitiesConfig {
+        use capability::Mode::{Add, Declared, Explicit, Strict};
+        let mode = |text: &str| {
+            let all = [Add, Strict, Declared, Explicit];
+            all.into_iter().find(|mode| mode.as_str() == text)
+        };
+        let path = |text: &str| Some(PathBuf::from(text)).filter(|path| path.is_absolute());
+        let names: Option<Vec<String>> = self.read("SHIM_CAPABILITIES_LIST", optional(list));
+        let config = CapabilitiesConfig {
+            policy: capability::Policy {
+                mode: self.read("SHIM_CAPABILITIES", mode),
+                list: names.unwrap_or_default(),
+            },
+            file: self.read("SHIM_CAPABILITIES_FILE", optional(path)),
+            probe: self.read("SHIM_CAPABILITIES_PROBE", |text| text.parse().ok()),
+            models_dir: self.read("SHIM_MODELS_DIR", path),
+        };
+        if config.policy.mode == Explicit && config.policy.list.is_empty() {
+            let expected = "SHIM_CAPABILITIES_LIST to be set";
+            self.problem("SHIM_CAPABILITIES", Explicit.as_str(), expected);
+        }
         config
     }
 
@@ -641,13 +813,9 @@ impl Reader {
             if VARIABLES.iter().any(|v| v.name == name) {
                 continue;
             }
-            let nearest = VARIABLES
-                .iter()
-                .map(|v| (distance(v.name, &name), v.name))
-                .min()
-                .filter(|(d, _)| *d <= name.len() / 3);
-            self.warnings.push(match nearest {
-                Some((_, known)) => {
+            let near = nearest(&name, VARIABLES.iter().map(|v| v.name));
+            self.warnings.push(match near {
+                Some(known) => {
                     format!("{name} is not a variable of agent-shim: did you mean {known}?")
                 }
                 None => format!("{name} is not a variable of agent-shim: ignored"),
@@ -676,6 +844,25 @@ fn list<T: std::str::FromStr>(text: &str) -> Option<Vec<T>> {
     (!items.is_empty()).then_some(items)
 }
 
+/// For variables without a default: empty is nothing.
+fn optional<T>(parse: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option<Option<T>> {
+    move |text| match text {
+        "" => Some(None),
+        text => parse(text).map(Some),
+    }
+}
+
+fn reserve(text: &str) -> Option<Reserve> {
+    match (text, text.strip_suffix('%')) {
+        ("measured", _) => Some(Reserve::Measured),
+        (_, Some(percent)) => {
+            let percent = percent.parse().ok().filter(|p| *p <= 99)?;
+            Some(Reserve::Percent(percent))
+        }
+        (bytes, None) => quantity::parse(bytes).map(Reserve::Bytes),
+    }
+}
+
 fn duration_or_zero(text: &str) -> Option<Duration> {
     humantime::parse_duration(text)
         .ok()
@@ -686,29 +873,17 @@ fn duration(text: &str) -> Option<Duration> {
     duration_or_zero(text).filter(|d| *d >= Duration::from_millis(10))
 }
 
-/// Edits (insert, delete, replace) between two texts.
-pub(crate) fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let cost = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
 /// The README's table of variables.
 pub fn markdown_table() -> String {
     let mut out = String::from("| variable | default | accepts | effect |\n|---|---|---|---|\n");
     for v in VARIABLES {
+        let default = match v.default {
+            "" => "unset".to_string(),
+            default => format!("`{default}`"),
+        };
         out.push_str(&format!(
-            "| `{}` | `{}` | {} | {} |\n",
-            v.name, v.default, v.accepts, v.effect
+            "| `{}` | {default} | {} | {} |\n",
+            v.name, v.accepts, v.effect
         ));
     }
     out
@@ -799,6 +974,57 @@ mod tests {
     }
 
     #[test]
+    fn memory_and_capabilities_are_read_with_their_rules() {
+        let loaded = load(&[
+            ("SHIM_MEMORY_BYTES", "4Gi"),
+            ("SHIM_MEMORY_RESERVED", "10%"),
+            ("SHIM_MEMORY_REQUEST", "2147483648"),
+            ("SHIM_MEMORY_LIMIT", "0"),
+            ("SHIM_CAPABILITIES", "explicit"),
+            ("SHIM_CAPABILITIES_LIST", " sklearn, gpu-a100,"),
+            ("SHIM_CAPABILITIES_FILE", "/run/shim/list"),
+        ])
+        .unwrap()
+        .config;
+        assert_eq!(loaded.memory.policy.explicit, Some(4 << 30));
+        assert_eq!(loaded.memory.policy.reserve, Reserve::Percent(10));
+        assert_eq!(
+            (loaded.memory.request, loaded.memory.limit),
+            (Some(2 << 30), Some(0))
+        );
+        assert_eq!(loaded.capabilities.policy.list, ["sklearn", "gpu-a100"]);
+        let text = load(&[
+            ("SHIM_MEMORY_BYTES", "1Gi"),
+            ("SHIM_MEMORY_RESERVED", "1Gi"),
+            ("SHIM_MEMORY_BASIS", "most"),
+            ("SHIM_MEMORY_LIMIT", "4GB"),
+            ("SHIM_MEMORY_NODE_FRACTION", "80%"),
+            ("SHIM_CAPABILITIES", "explicit"),
+            ("SHIM_CAPABILITIES_FILE", "list"),
+            ("SHIM_CAPABILITIES_PROBE", "yes"),
+        ])
+        .unwrap_err()
+        .to_string();
+        for part in [
+            "the configuration has 7 problem(s)",
+            r#"SHIM_MEMORY_RESERVED="1073741824": expected less than SHIM_MEMORY_BYTES"#,
+            r#"SHIM_MEMORY_BASIS="most": expected request, limit or auto"#,
+            r#"SHIM_MEMORY_LIMIT="4GB": expected bytes as a Kubernetes quantity"#,
+            r#"SHIM_MEMORY_NODE_FRACTION="80%": expected a number above 0"#,
+            r#"SHIM_CAPABILITIES="explicit": expected SHIM_CAPABILITIES_LIST to be set"#,
+            r#"SHIM_CAPABILITIES_FILE="list": expected an absolute path"#,
+            r#"SHIM_CAPABILITIES_PROBE="yes": expected true or false"#,
+        ] {
+            assert!(text.contains(part), "{part} is not in: {text}");
+        }
+        let zero = load(&[("SHIM_MEMORY_BYTES", "0")]).unwrap_err();
+        assert_eq!(zero.0.len(), 1, "a total of 0 is never meant");
+        for share in ["100%", "-1%", "1.5%", "%"] {
+            assert!(load(&[("SHIM_MEMORY_RESERVED", share)]).is_err(), "{share}");
+        }
+    }
+
+    #[test]
     fn a_kubernetes_service_link_is_ignored_with_a_warning() {
         let loaded = load(&[("SHIM_ADMIN_PORT", "tcp://10.0.0.1:9680")]).unwrap();
         assert_eq!(loaded.config.admin_port, 9680);
@@ -846,7 +1072,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_environment_panics(values in prop::collection::vec((0usize..24, ".{0,12}"), 0..12)) {
+        fn no_environment_panics(values in prop::collection::vec((0usize..36, ".{0,12}"), 0..12)) {
             let pairs: Vec<(String, String)> = values.into_iter().map(|(i, value)| {
                 let name = VARIABLES.get(i).map_or("POD_IPS", |v| v.name);
                 (name.to_string(), value)

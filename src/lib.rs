@@ -5,6 +5,8 @@
 
 pub mod admin;
 pub mod app;
+pub mod capability;
+pub mod capacity;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -16,7 +18,11 @@ pub mod health;
 pub mod listeners;
 pub mod metrics;
 pub mod models;
+pub mod nearest;
+pub mod observer;
 pub mod prober;
+pub mod process;
+pub mod procfs;
 pub mod readiness;
 pub mod relay;
 pub mod signal;

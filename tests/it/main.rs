@@ -21,5 +21,6 @@ mod http_relay;
 mod life_cycle;
 mod metrics;
 mod observe;
+mod real_server;
 mod selection;
 mod standin;
