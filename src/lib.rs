@@ -20,6 +20,7 @@ pub mod readiness;
 pub mod relay;
 pub mod signal;
 pub mod state;
+pub mod subscription;
 pub mod telemetry;
 pub mod view;
 
@@ -37,4 +38,13 @@ pub const TARGET: &str = env!("SHIM_BUILD_TARGET");
 )]
 pub mod proto {
     tonic::include_proto!("inference");
+
+    /// `seldon.mlops`: the packages refer to each other by these names.
+    pub mod agent {
+        tonic::include_proto!("seldon.mlops.agent");
+    }
+    /// `seldon.mlops.scheduler`.
+    pub mod scheduler {
+        tonic::include_proto!("seldon.mlops.scheduler");
+    }
 }
