@@ -1,2 +1,4 @@
 //! Placeholder.
+pub mod ledger;
+pub mod message;
 pub mod wire;
