@@ -224,6 +224,11 @@ impl Ledger {
             | EventKind::RemoveFailed
             | EventKind::Rsync => {}
         }
+        self.corrected_now(workers)
+    }
+
+    /// What an event that names `workers` should say at this moment.
+    pub fn corrected_now(&self, workers: Option<u32>) -> Corrected {
         Corrected {
             available: self.corrected(),
             workers: self.true_workers(workers),
