@@ -22,6 +22,7 @@ pub mod signal;
 pub mod state;
 pub mod subscription;
 pub mod telemetry;
+pub mod tls;
 pub mod view;
 
 /// The version of this build.
