@@ -7,3 +7,7 @@ pub struct DemoArgs {}
 pub async fn main(_: DemoArgs) -> ExitCode {
     ExitCode::SUCCESS
 }
+
+pub mod agent;
+pub mod scheduler;
+pub mod store;
