@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod models;
 pub mod prober;
 pub mod readiness;
+pub mod registration;
 pub mod relay;
 pub mod signal;
 pub mod state;

@@ -251,7 +251,7 @@ impl Shared {
             })),
         };
         if let Some(spec) = version.model.as_mut().and_then(|m| m.model_spec.as_mut()) {
-            spec.model_runtime_info = Some(runtime.clone());
+            spec.model_runtime_info = Some(runtime);
         }
         let key = key(&version);
         self.with(|seen| {

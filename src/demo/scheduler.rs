@@ -58,11 +58,14 @@ pub struct FakeScheduler {
     _tasks: JoinSet<()>,
 }
 
+/// Who may hold the stream of a replica: one at a time.
+type Turns = BTreeMap<(String, u32), Arc<AsyncMutex<()>>>;
+
 #[derive(Debug, Clone)]
 struct Shared {
     store: Arc<Mutex<Store>>,
     changed: watch::Sender<u64>,
-    turns: Arc<Mutex<BTreeMap<(String, u32), Arc<AsyncMutex<()>>>>>,
+    turns: Arc<Mutex<Turns>>,
     manners: Manners,
 }
 

@@ -80,7 +80,7 @@ impl Deframer {
     }
 
     /// The next piece, where there is a complete one.
-    pub fn next(&mut self) -> Option<Piece> {
+    pub fn piece(&mut self) -> Option<Piece> {
         if self.opaque_left > 0 {
             if self.buffer.is_empty() {
                 return None;
@@ -144,11 +144,11 @@ mod tests {
         let mut deframer = Deframer::default();
         deframer.push(&b"HTTP/1.1 400"[..]);
         assert_eq!(
-            deframer.next(),
+            deframer.piece(),
             Some(Piece::Opaque(Bytes::from("HTTP/"), Why::Large))
         );
-        assert_eq!(deframer.next(), Some(Piece::More(Bytes::from("1.1 400"))));
-        assert_eq!(deframer.next(), None);
+        assert_eq!(deframer.piece(), Some(Piece::More(Bytes::from("1.1 400"))));
+        assert_eq!(deframer.piece(), None);
     }
 
     proptest! {
@@ -171,7 +171,7 @@ mod tests {
                 let end = (at + cut.next().unwrap()).min(stream.len());
                 deframer.push(&stream[at..end]);
                 at = end;
-                while let Some(piece) = deframer.next() {
+                while let Some(piece) = deframer.piece() {
                     match piece {
                         Piece::Plain(frame) => {
                             plain.push(message(&frame).to_vec());

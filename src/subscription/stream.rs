@@ -66,7 +66,7 @@ impl Operations {
     /// Everything that is complete, judged.
     fn judged(&mut self) -> Bytes {
         let mut out = BytesMut::new();
-        while let Some(piece) = self.deframer.next() {
+        while let Some(piece) = self.deframer.piece() {
             match piece {
                 Piece::Plain(frame) => match self.editor.operation(&frames::message(&frame)) {
                     Verdict::Forward => out.put(frame),

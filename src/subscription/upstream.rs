@@ -142,27 +142,11 @@ impl Upstream {
         target: &Target,
         connections: &mut JoinSet<()>,
     ) -> Result<Line, (Dial, String)> {
-        let stream = connect(target).await?;
-        let (scheme, sender) = match &self.tls {
-            None => (Scheme::HTTP, handshake(target, stream, connections).await?),
-            Some(client) => {
-                let tls = |why: String| (Dial::Tls, format!("TLS with {target}: {why}"));
-                let connector = client.connector().map_err(|e| tls(e.to_string()))?;
-                let name = match &target.host {
-                    Host::Ip(ip) => ServerName::from(*ip),
-                    Host::Name(name) => ServerName::try_from(name.clone())
-                        .map_err(|_| tls("the host is no DNS name".into()))?,
-                };
-                let agreed = timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream))
-                    .await
-                    .map_err(|_| {
-                        tls(format!(
-                            "no answer within {HANDSHAKE_TIMEOUT:?}; is this a plain-text port?"
-                        ))
-                    })?
-                    .map_err(|e| tls(explained(&e)))?;
-                (Scheme::HTTPS, handshake(target, agreed, connections).await?)
-            }
+        let stream = open(target, self.tls.as_ref()).await?;
+        let sender = handshake(target, stream, connections).await?;
+        let scheme = match self.tls {
+            None => Scheme::HTTP,
+            Some(_) => Scheme::HTTPS,
         };
         let authority = target
             .to_string()
@@ -184,6 +168,36 @@ fn copy(line: &Line) -> Line {
         scheme: line.scheme.clone(),
         authority: line.authority.clone(),
     }
+}
+
+/// A connection's bytes, secured or not.
+pub trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
+
+/// Opens a connection, with TLS where it is configured. The reason says what an operator can do.
+pub async fn open(
+    target: &Target,
+    tls: Option<&tls::Client>,
+) -> Result<Box<dyn Bytes>, (Dial, String)> {
+    let stream = connect(target).await?;
+    let Some(client) = tls else {
+        return Ok(Box::new(stream));
+    };
+    let failed = |why: String| (Dial::Tls, format!("TLS with {target}: {why}"));
+    let connector = client.connector().map_err(|e| failed(e.to_string()))?;
+    let name = match &target.host {
+        Host::Ip(ip) => ServerName::from(*ip),
+        Host::Name(name) => ServerName::try_from(name.clone())
+            .map_err(|_| failed("the host is no DNS name".into()))?,
+    };
+    let agreed = timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await;
+    let agreed = agreed.map_err(|_| {
+        failed(format!(
+            "no answer within {HANDSHAKE_TIMEOUT:?}; is this a plain-text port?"
+        ))
+    })?;
+    Ok(Box::new(agreed.map_err(|e| failed(explained(&e)))?))
 }
 
 async fn connect(target: &Target) -> Result<TcpStream, (Dial, String)> {
@@ -217,7 +231,7 @@ async fn connect(target: &Target) -> Result<TcpStream, (Dial, String)> {
 
 async fn handshake(
     target: &Target,
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    stream: Box<dyn Bytes>,
     connections: &mut JoinSet<()>,
 ) -> Result<SendRequest<Outgoing>, (Dial, String)> {
     let refused = |why: String| {

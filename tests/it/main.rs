@@ -1,4 +1,10 @@
 //! One binary for everything that crosses a socket, because linking is what takes the time.
 
-#[allow(unreachable_pub, reason = "shared helpers, not an API")]
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations
+)]
+
 mod subscription;
