@@ -297,9 +297,12 @@ impl Scheduler for Shared {
         &self,
         request: Request<ServerStatusRequest>,
     ) -> Result<Response<Self::ServerStatusStream>, Status> {
-        let answers = self.store().servers(request.into_inner().name.as_deref());
-        if answers.is_empty() {
-            return Err(Status::not_found("failed to find the server"));
+        let name = request.into_inner().name;
+        let answers = self.store().servers(name.as_deref());
+        if let (true, Some(name)) = (answers.is_empty(), name) {
+            return Err(Status::failed_precondition(format!(
+                "Server [{name}] not found"
+            )));
         }
         Ok(Response::new(Box::pin(tokio_stream::iter(
             answers.into_iter().map(Ok),

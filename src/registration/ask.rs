@@ -119,8 +119,5 @@ impl Asker {
 /// The real scheduler says it with a failed precondition, and words.
 fn is_unknown(status: &Status) -> bool {
     status.code() == Code::NotFound
-        || status
-            .message()
-            .to_lowercase()
-            .contains("failed to find server")
+        || (status.code() == Code::FailedPrecondition && status.message().contains("not found"))
 }

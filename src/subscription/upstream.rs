@@ -270,7 +270,7 @@ fn explained(error: &std::io::Error) -> String {
     let text = error.to_string();
     let hint = if text.contains("Expired") || text.contains("expired") {
         "the scheduler's certificate has expired: renew it"
-    } else if text.contains("UnknownIssuer") {
+    } else if text.contains("UnknownIssuer") || text.contains("BadSignature") {
         "the scheduler's certificate is not signed by the CA in the CA file"
     } else if text.contains("NotValidForName") || text.contains("not valid for name") {
         "the scheduler's certificate is for another name than the one in SHIM_SCHEDULER"
