@@ -83,6 +83,8 @@ pub struct Settings {
     pub hold: Duration,
     /// Shortest life of a subscription that the shim ends itself.
     pub resubscribe_min_interval: Duration,
+    /// How long a difference must last before it counts as one; [`pace::SETTLE`].
+    pub settle: Duration,
     /// How long the scheduler may take to drain the replica.
     pub drain_limit: Duration,
 }
@@ -130,7 +132,7 @@ impl Interposer {
                 status.clone(),
                 metrics.clone(),
             ),
-            registry: Registry::new(clock, status.clone(), metrics.clone()),
+            registry: Registry::new(clock, settings.settle, status.clone(), metrics.clone()),
             upstream: Upstream::new(
                 settings.targets.clone(),
                 settings.tls.clone(),

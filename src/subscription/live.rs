@@ -39,6 +39,7 @@ pub struct Registry {
     clock: Clock,
     status: watch::Sender<Status>,
     metrics: SubscriptionMetrics,
+    settle: Duration,
     state: Arc<Mutex<State>>,
 }
 
@@ -52,11 +53,17 @@ struct State {
 
 impl Registry {
     /// Nobody has subscribed yet.
-    pub fn new(clock: Clock, status: watch::Sender<Status>, metrics: SubscriptionMetrics) -> Self {
+    pub fn new(
+        clock: Clock,
+        settle: Duration,
+        status: watch::Sender<Status>,
+        metrics: SubscriptionMetrics,
+    ) -> Self {
         Registry {
             clock,
             status,
             metrics,
+            settle,
             state: Arc::default(),
         }
     }
@@ -157,7 +164,8 @@ impl Live {
         {
             let mut state = self.registry.state();
             if state.last_id == self.id {
-                state.renewer = reported.map(|reported| Renewer::new(reported, now));
+                state.renewer =
+                    reported.map(|reported| Renewer::new(reported, now, self.registry.settle));
             }
         }
         self.registry

@@ -93,15 +93,17 @@ pub enum Renewal {
 pub struct Renewer<T> {
     reported: T,
     since: Duration,
+    settle: Duration,
     wanted: Option<(T, Duration)>,
 }
 
 impl<T: PartialEq> Renewer<T> {
-    /// A subscription began with this report.
-    pub fn new(reported: T, now: Duration) -> Self {
+    /// A subscription began with this report. A difference counts once it has lasted for `settle`.
+    pub fn new(reported: T, now: Duration, settle: Duration) -> Self {
         Renewer {
             reported,
             since: now,
+            settle,
             wanted: None,
         }
     }
@@ -129,7 +131,7 @@ impl<T: PartialEq> Renewer<T> {
             _ => now,
         };
         self.wanted = Some((wanted, first_seen));
-        let due = (first_seen + SETTLE).max(self.since + min_interval);
+        let due = (first_seen + self.settle).max(self.since + min_interval);
         if now < due {
             Renewal::Wait(due - now)
         } else if !idle {
@@ -178,7 +180,7 @@ mod tests {
     #[test]
     fn only_a_lasting_difference_ends_a_subscription_and_only_when_idle() {
         let min = s(300);
-        let mut renewer = Renewer::new(8, s(0));
+        let mut renewer = Renewer::new(8, s(0), SETTLE);
         assert_eq!(renewer.look(8, true, s(1000), min), Renewal::Agrees);
         assert_eq!(renewer.look(9, true, s(1000), min), Renewal::Wait(SETTLE));
         // A flap: back, and away again.
@@ -188,7 +190,7 @@ mod tests {
         assert_eq!(renewer.look(10, true, s(1045), min), Renewal::Wait(SETTLE));
         assert_eq!(renewer.look(10, false, s(1075), min), Renewal::Busy);
         assert_eq!(renewer.look(10, true, s(1080), min), Renewal::Now);
-        let mut young = Renewer::new(8, s(1000));
+        let mut young = Renewer::new(8, s(1000), SETTLE);
         assert_eq!(young.look(9, true, s(1010), min), Renewal::Wait(s(290)));
     }
 
@@ -197,7 +199,7 @@ mod tests {
         fn a_value_that_never_stays_never_ends_a_subscription(
             steps in prop::collection::vec((0u8..4, 1u64..30), 1..200)
         ) {
-            let mut renewer = Renewer::new(9u8, s(0));
+            let mut renewer = Renewer::new(9u8, s(0), SETTLE);
             let (mut now, mut last) = (s(100_000), 9);
             for (value, seconds) in steps {
                 now += s(seconds);

@@ -149,3 +149,42 @@ async fn a_slow_scheduler_is_waited_for() {
     available(&scheduler, "iris").await;
     agent.read(|seen| assert_eq!(seen.subscriptions, 1));
 }
+
+#[tokio::test]
+async fn a_lasting_change_makes_the_agent_subscribe_again_once_and_a_flap_does_not() {
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let double = Double::new(Some(8 * GI));
+    let mut quick = settings(&[scheduler.agent]);
+    quick.settle = Duration::from_millis(300);
+    quick.resubscribe_min_interval = Duration::from_millis(500);
+    let shim = Shim::start(quick, double.clone()).await;
+    let agent = FakeAgent::start(AgentConfig::new(shim.address, 1_000_000));
+    scheduler.load(model("iris", &["sklearn"], Some(3 * GI)));
+    available(&scheduler, "iris").await;
+    scheduler.load(model("large", &["tensorflow"], Some(9 * GI)));
+    // Away and back within the settling time, again and again.
+    for _ in 0..5 {
+        double.set(Some(GI), None);
+        tokio::task::yield_now().await;
+        double.set(Some(8 * GI), None);
+    }
+    double.set(Some(16 * GI), Some(&["mlserver", "sklearn", "tensorflow"]));
+    available(&scheduler, "large").await;
+    available(&scheduler, "iris").await;
+    agent.read(|seen| {
+        assert_eq!(seen.subscriptions, 2);
+        assert!(seen.evicted.is_empty(), "{:?}", seen.evicted);
+    });
+    let request = scheduler.read(|s| s.requests[1].clone());
+    assert_eq!(request.replica_config.unwrap().memory_bytes, 16 * GI);
+    assert_eq!(request.available_memory_bytes, 13 * GI);
+    let spec = request.loaded_models[0]
+        .model
+        .clone()
+        .unwrap()
+        .model_spec
+        .unwrap();
+    assert_eq!(spec.memory_bytes, Some(3 * GI));
+    let renewed = "agent_shim_subscriptions_total{event=\"renewed\"}";
+    assert_eq!(shim.series(renewed), 1.0);
+}

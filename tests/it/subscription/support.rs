@@ -114,6 +114,7 @@ pub fn settings(schedulers: &[SocketAddr]) -> Settings {
         tls: None,
         hold: Duration::from_secs(60),
         resubscribe_min_interval: Duration::from_secs(300),
+        settle: Duration::from_secs(30),
         drain_limit: Duration::from_secs(90),
     }
 }
