@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol as Transport, Socket, Type};
@@ -20,6 +21,8 @@ use crate::prober::resolve::Resolver;
 use crate::prober::{self, Probe, ProbeFuture, Prober, Report};
 use crate::relay::{self, Context, RelayMetrics};
 use crate::state::Shared;
+use crate::subscription::{self, Interposer};
+use crate::{registration, tls};
 
 /// Why the shim did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +63,8 @@ pub struct Bound {
     pub relay_http: Vec<SocketAddr>,
     /// gRPC relay.
     pub relay_grpc: Vec<SocketAddr>,
+    /// The agent's way to the scheduler; empty where none is configured.
+    pub agent: Vec<SocketAddr>,
 }
 
 /// A shim that has its ports and is ready to run.
@@ -138,10 +143,41 @@ impl App {
             let relay = relay::serve(listener, grpc.clone(), drain.clone());
             tasks.spawn(named("gRPC relay", relay));
         }
+        let scheduler = &config.scheduler;
+        if scheduler.targets.is_empty() {
+            tracing::warn!(
+                "SHIM_SCHEDULER is not set: the interposer is off, what the agent reports is not corrected"
+            );
+        } else {
+            let tls = scheduler
+                .tls
+                .clone()
+                .map(|files| tls::Client::new(files, &metrics));
+            let settings = subscription::Settings {
+                mode: config.mode,
+                targets: scheduler.targets.clone(),
+                tls: tls.clone(),
+                hold: scheduler.subscribe_hold,
+                resubscribe_min_interval: scheduler.resubscribe_min_interval,
+                settle: subscription::pace::SETTLE,
+                drain_limit: drain_limit(config.drain_time),
+            };
+            let correct = Arc::new(subscription::correct::Nothing::default());
+            let (interposer, status) = Interposer::new(settings, correct, clock, &metrics);
+            let target = scheduler.status.clone();
+            let (reader, _) = registration::Reader::new(target, tls, status, clock, &metrics);
+            tasks.spawn(named("registration", reader.run()));
+            tasks.spawn(named("subscription keeper", interposer.clone().tend()));
+            for listener in listeners.agent {
+                let serving = interposer.clone().serve(listener, drain.clone());
+                tasks.spawn(named("interposer", serving));
+            }
+        }
         tracing::info!(
             admin = joined(&bound.admin),
             relay_http = joined(&bound.relay_http),
             relay_grpc = joined(&bound.relay_grpc),
+            agent = joined(&bound.agent),
             "listening"
         );
         Ok(App {
@@ -187,6 +223,11 @@ impl App {
     }
 }
 
+/// The scheduler's time for a drain: so much less than the shim's own that the answer still arrives.
+fn drain_limit(drain_time: Duration) -> Duration {
+    drain_time - (drain_time / 10).min(Duration::from_secs(10))
+}
+
 /// Limit for a caller's first bytes, and for each header it has begun to send.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -223,6 +264,7 @@ struct Listeners {
     admin: Vec<TcpListener>,
     relay_http: Vec<TcpListener>,
     relay_grpc: Vec<TcpListener>,
+    agent: Vec<TcpListener>,
 }
 
 impl Listeners {
@@ -242,6 +284,15 @@ impl Listeners {
             "SHIM_RELAY_GRPC_PORT",
             &mut all.bound.relay_grpc,
         )?;
+        if !config.scheduler.targets.is_empty() {
+            all.agent = bind_all(
+                &config.relay_listen,
+                config.scheduler.agent_port,
+                "the agent's way to the scheduler",
+                "SHIM_AGENT_PORT",
+                &mut all.bound.agent,
+            )?;
+        }
         all.admin = bind_all(
             &config.admin_listen,
             config.admin_port,
