@@ -4,7 +4,14 @@
 #[allow(clippy::disallowed_methods)]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(["proto/inference.proto"], ["proto"])?;
+    let descriptors = protox::compile(
+        [
+            "proto/inference.proto",
+            "proto/scheduler.proto",
+            "proto/agent.proto",
+        ],
+        ["proto"],
+    )?;
     tonic_prost_build::configure()
         .build_server(cfg!(feature = "demo"))
         .compile_fds(descriptors)?;

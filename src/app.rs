@@ -2,24 +2,30 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol as Transport, Socket, Type};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin};
 use crate::clock::Clock;
 use crate::config::{Config, ProbeConfig};
+use crate::correction::Correction;
 use crate::drain::Drain;
 use crate::endpoint::{Candidate, Protocol};
 use crate::health::{Outcome, Reason};
 use crate::metrics::Metrics;
 use crate::models::{self, Inspector};
+use crate::observer::{self, Observer};
 use crate::prober::resolve::Resolver;
 use crate::prober::{self, Probe, ProbeFuture, Prober, Report};
 use crate::relay::{self, Context, RelayMetrics};
-use crate::state::Shared;
+use crate::state::{Parts, Scheduler, Shared};
+use crate::subscription::{self, Interposer};
+use crate::{registration, tls};
 
 /// Why the shim did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +66,8 @@ pub struct Bound {
     pub relay_http: Vec<SocketAddr>,
     /// gRPC relay.
     pub relay_grpc: Vec<SocketAddr>,
+    /// The agent's way to the scheduler; empty where none is configured.
+    pub agent: Vec<SocketAddr>,
 }
 
 /// A shim that has its ports and is ready to run.
@@ -97,15 +105,33 @@ impl App {
         );
         // The slowest probe round of a working process: a look-up, a connection, two answers.
         let heartbeat = 10 * config.probe.interval + Duration::from_secs(10);
-        let shared = Shared::new(
-            config.mode,
+        // Nobody runs a probe model yet: the sender is kept only so that the channel stays open.
+        let (observer, observed) = Observer::new(
+            observer::Settings::of(config),
+            inventory.clone(),
+            watch::channel(None).1,
             clock,
-            watching.clone(),
-            inventory,
-            drain.clone(),
-            heartbeat,
             &metrics,
         );
+        let (correction, keeper) = Correction::new(
+            config.memory.policy,
+            config.capabilities.policy.clone(),
+            watching.clone(),
+            observed.clone(),
+        );
+        let interposed = interpose(config, correction, clock, &metrics);
+        let parts = Parts {
+            mode: config.mode,
+            clock,
+            watching: watching.clone(),
+            inventory,
+            drain: drain.clone(),
+            heartbeat,
+            observed,
+            capabilities: config.capabilities.policy.clone(),
+            scheduler: interposed.as_ref().map(|i| i.seen.clone()),
+        };
+        let shared = Shared::new(parts, &metrics);
         let (admin, reporter) = Admin::new(shared.clone(), metrics.clone());
         let [http_metrics, grpc_metrics] = RelayMetrics::new(&metrics);
         let context = |protocol: Protocol, metrics: RelayMetrics| Context {
@@ -138,10 +164,28 @@ impl App {
             let relay = relay::serve(listener, grpc.clone(), drain.clone());
             tasks.spawn(named("gRPC relay", relay));
         }
+        tasks.spawn(named("observer", observer.run()));
+        let figures = interposed.as_ref().map(|i| i.reader.metrics());
+        tasks.spawn(named("correction", keeper.showing(figures).run()));
+        match interposed {
+            None => tracing::warn!(
+                "SHIM_SCHEDULER is not set: the interposer is off, what the agent reports is not corrected"
+            ),
+            Some(interposed) => {
+                let interposer = interposed.interposer;
+                tasks.spawn(named("registration", interposed.reader.run()));
+                tasks.spawn(named("subscription keeper", interposer.clone().tend()));
+                for listener in listeners.agent {
+                    let serving = interposer.clone().serve(listener, drain.clone());
+                    tasks.spawn(named("interposer", serving));
+                }
+            }
+        }
         tracing::info!(
             admin = joined(&bound.admin),
             relay_http = joined(&bound.relay_http),
             relay_grpc = joined(&bound.relay_grpc),
+            agent = joined(&bound.agent),
             "listening"
         );
         Ok(App {
@@ -187,6 +231,55 @@ impl App {
     }
 }
 
+/// The agent's way to the scheduler, and the reader of what the scheduler believes.
+struct Interposed {
+    interposer: Interposer,
+    reader: registration::Reader,
+    seen: Scheduler,
+}
+
+fn interpose(
+    config: &Config,
+    correction: Correction,
+    clock: Clock,
+    metrics: &Metrics,
+) -> Option<Interposed> {
+    let scheduler = &config.scheduler;
+    if scheduler.targets.is_empty() {
+        return None;
+    }
+    let tls = scheduler
+        .tls
+        .clone()
+        .map(|files| tls::Client::new(files, metrics));
+    let settings = subscription::Settings {
+        mode: config.mode,
+        targets: scheduler.targets.clone(),
+        tls: tls.clone(),
+        hold: scheduler.subscribe_hold,
+        resubscribe_min_interval: scheduler.resubscribe_min_interval,
+        settle: subscription::pace::SETTLE,
+        drain_limit: drain_limit(config.drain_time),
+    };
+    let (interposer, status) = Interposer::new(settings, Arc::new(correction), clock, metrics);
+    let target = scheduler.status.clone();
+    let (reader, registration) =
+        registration::Reader::new(target, tls, status.clone(), clock, metrics);
+    Some(Interposed {
+        interposer,
+        reader,
+        seen: Scheduler {
+            status,
+            registration,
+        },
+    })
+}
+
+/// The scheduler's time for a drain: so much less than the shim's own that the answer still arrives.
+fn drain_limit(drain_time: Duration) -> Duration {
+    drain_time - (drain_time / 10).min(Duration::from_secs(10))
+}
+
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
     task.await;
     name
@@ -220,6 +313,7 @@ struct Listeners {
     admin: Vec<TcpListener>,
     relay_http: Vec<TcpListener>,
     relay_grpc: Vec<TcpListener>,
+    agent: Vec<TcpListener>,
 }
 
 impl Listeners {
@@ -239,6 +333,15 @@ impl Listeners {
             "SHIM_RELAY_GRPC_PORT",
             &mut all.bound.relay_grpc,
         )?;
+        if !config.scheduler.targets.is_empty() {
+            all.agent = bind_all(
+                &config.relay_listen,
+                config.scheduler.agent_port,
+                "the agent's way to the scheduler",
+                "SHIM_AGENT_PORT",
+                &mut all.bound.agent,
+            )?;
+        }
         all.admin = bind_all(
             &config.admin_listen,
             config.admin_port,

@@ -17,6 +17,10 @@ use crate::endpoint::{Candidate, Host, Protocol, in_order};
 use crate::health::Thresholds;
 use crate::nearest::nearest;
 
+pub mod scheduler;
+
+use scheduler::{SELDON_VARIABLES, SchedulerConfig, Target, TlsMode, tls_files};
+
 /// What the shim may do to the traffic it carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -121,6 +125,8 @@ pub struct Config {
     pub memory: MemoryConfig,
     /// Capabilities.
     pub capabilities: CapabilitiesConfig,
+    /// The scheduler, and the agent's way to it.
+    pub scheduler: SchedulerConfig,
     /// Log filter.
     pub log: LogFilter,
     /// Log format.
@@ -177,6 +183,8 @@ const PORT: &str = "a port from 1 to 65535";
 const LISTEN_PORT: &str = "a port from 1 to 65535, or 0 for any free one";
 const ADDRESSES: &str = "IP addresses separated by commas";
 const HOSTS: &str = "hosts separated by commas: IPv4, IPv6 with or without brackets, or names";
+const TARGET: &str = "host:port, an IPv6 address in brackets; empty for none";
+const FILE: &str = "a path; empty for none";
 const LOG: &str = "a level (error, warn, info, debug, trace, off) or a comma list of target=level";
 const QUANTITY: &str = "bytes as a Kubernetes quantity, such as 4Gi, 512M or 1073741824";
 const AMOUNT: &str = "bytes as a Kubernetes quantity above 0, such as 4Gi, 512M or 1073741824";
@@ -405,6 +413,74 @@ pub const VARIABLES: &[Variable] = &[
         show: |c| c.capabilities.models_dir.display().to_string(),
     },
     Variable {
+        name: "SHIM_SCHEDULER",
+        default: "",
+        accepts: "host:port separated by commas, an IPv6 address in brackets; empty for none",
+        effect: "the scheduler's agent service (9005, or 9055 with TLS), in order of preference; where it is empty the interposer is off and the agent goes to the scheduler itself",
+        show: |c| join(&c.scheduler.targets),
+    },
+    Variable {
+        name: "SHIM_SCHEDULER_STATUS",
+        default: "",
+        accepts: TARGET,
+        effect: "the scheduler's own API (9004, or 9044 with TLS), to read back what it believes; where it is empty that is not checked",
+        show: |c| {
+            c.scheduler
+                .status
+                .as_ref()
+                .map_or_else(String::new, Target::to_string)
+        },
+    },
+    Variable {
+        name: "SHIM_SCHEDULER_TLS",
+        default: "auto",
+        accepts: "auto, on or off",
+        effect: "whether the scheduler is spoken to with TLS; `auto`: where `CONTROL_PLANE_SECURITY_PROTOCOL` is `SSL` or a CA file is given",
+        show: |c| c.scheduler.tls_mode.as_str().into(),
+    },
+    Variable {
+        name: "SHIM_SCHEDULER_CA_FILE",
+        default: "",
+        accepts: FILE,
+        effect: "PEM file of the authorities that sign the scheduler's certificate; else `CONTROL_PLANE_SERVER_TLS_CA_LOCATION`, `CONTROL_PLANE_CLIENT_TLS_CA_LOCATION`; read again when it changes",
+        show: |c| c.scheduler.files[0].clone(),
+    },
+    Variable {
+        name: "SHIM_SCHEDULER_CERT_FILE",
+        default: "",
+        accepts: FILE,
+        effect: "PEM file of the shim's own certificate; else `CONTROL_PLANE_CLIENT_TLS_CRT_LOCATION`; read again when it changes",
+        show: |c| c.scheduler.files[1].clone(),
+    },
+    Variable {
+        name: "SHIM_SCHEDULER_KEY_FILE",
+        default: "",
+        accepts: FILE,
+        effect: "PEM file of its key; else `CONTROL_PLANE_CLIENT_TLS_KEY_LOCATION`; read again when it changes",
+        show: |c| c.scheduler.files[2].clone(),
+    },
+    Variable {
+        name: "SHIM_AGENT_PORT",
+        default: "9605",
+        accepts: LISTEN_PORT,
+        effect: "the agent's way to the scheduler: give it to the agent as `SELDON_SCHEDULER_PORT`, with `SELDON_SCHEDULER_HOST` as in `SHIM_RELAY_LISTEN`",
+        show: |c| c.scheduler.agent_port.to_string(),
+    },
+    Variable {
+        name: "SHIM_SUBSCRIBE_HOLD",
+        default: "60s",
+        accepts: DURATION_OR_ZERO,
+        effect: "how long a subscription waits for the server to be usable and its capacity and capabilities to be known, before it goes on as it is",
+        show: |c| show(c.scheduler.subscribe_hold),
+    },
+    Variable {
+        name: "SHIM_RESUBSCRIBE_MIN_INTERVAL",
+        default: "5m",
+        accepts: DURATION,
+        effect: "shortest time between two subscriptions that the shim renews by itself because capacity or capabilities have changed for good",
+        show: |c| show(c.scheduler.resubscribe_min_interval),
+    },
+    Variable {
         name: "SHIM_LOG",
         default: "info",
         accepts: LOG,
@@ -555,7 +631,10 @@ impl Reader {
             let Ok(name) = name.into().into_string() else {
                 continue;
             };
-            let known_pod = POD_VARIABLES.contains(&name.as_str());
+            let known_pod = POD_VARIABLES
+                .iter()
+                .chain(&SELDON_VARIABLES)
+                .any(|known| *known == name);
             if !name.starts_with(PREFIX) && !known_pod {
                 continue;
             }
@@ -686,6 +765,7 @@ impl Reader {
             index_interval: self.read("SHIM_INDEX_INTERVAL", duration),
             memory: self.memory(),
             capabilities: self.capabilities(),
+            scheduler: self.scheduler(),
             log,
             log_format: self.read("SHIM_LOG_FORMAT", |text| match text {
                 "text" => Some(LogFormat::Text),
@@ -747,6 +827,50 @@ impl Reader {
         config
     }
 
+    fn scheduler(&mut self) -> SchedulerConfig {
+        let file = |text: &str| Some(text.to_string());
+        let files = [
+            self.read("SHIM_SCHEDULER_CA_FILE", file),
+            self.read("SHIM_SCHEDULER_CERT_FILE", file),
+            self.read("SHIM_SCHEDULER_KEY_FILE", file),
+        ];
+        let tls_mode = self.read("SHIM_SCHEDULER_TLS", |text| match text {
+            "auto" => Some(TlsMode::Auto),
+            "off" => Some(TlsMode::Off),
+            "on" => Some(TlsMode::On),
+            _ => None,
+        });
+        let targets: Vec<Target> = self.read("SHIM_SCHEDULER", |text| match text {
+            "" => Some(Vec::new()),
+            text => list(text),
+        });
+        let status: Option<Target> = self.read("SHIM_SCHEDULER_STATUS", |text| match text {
+            "" => Some(None),
+            text => text.parse().ok().map(Some),
+        });
+        let mut tls = None;
+        if !targets.is_empty() || status.is_some() {
+            let seldon = |name: &str| {
+                let value = self.pod.get(name)?.trim();
+                (!value.is_empty()).then(|| value.to_string())
+            };
+            match tls_files(tls_mode, &files, seldon) {
+                Ok(files) => tls = files,
+                Err((variable, value, expected)) => self.problem(variable, value, expected),
+            }
+        }
+        SchedulerConfig {
+            targets,
+            status,
+            tls_mode,
+            tls,
+            files,
+            agent_port: self.read("SHIM_AGENT_PORT", |text| text.parse().ok()),
+            subscribe_hold: self.read("SHIM_SUBSCRIBE_HOLD", duration_or_zero),
+            resubscribe_min_interval: self.read("SHIM_RESUBSCRIBE_MIN_INTERVAL", duration),
+        }
+    }
+
     /// Rules between variables.
     fn check_rules(&mut self, config: &Config) {
         let interval = config.probe.interval;
@@ -776,6 +900,11 @@ impl Reader {
                 config.relay_grpc_port,
                 &config.relay_listen,
             ),
+            (
+                "SHIM_AGENT_PORT",
+                config.scheduler.agent_port,
+                &config.relay_listen,
+            ),
             ("SHIM_ADMIN_PORT", config.admin_port, &config.admin_listen),
         ];
         for (i, (name, port, addresses)) in listeners.iter().enumerate() {
@@ -785,6 +914,22 @@ impl Reader {
                     .any(|a| other_addresses.iter().any(|b| overlap(*a, *b)));
                 if *port != 0 && port == other_port && meet {
                     self.problem(name, port, format!("a port that {other} does not have"));
+                }
+            }
+            // The interposer must not be its own scheduler.
+            for target in &config.scheduler.targets {
+                let own = match &target.host {
+                    Host::Ip(ip) => addresses.iter().any(|a| overlap(*a, *ip)),
+                    Host::Name(host) => host == "localhost",
+                };
+                if *port == target.port && own {
+                    self.problem(
+                        "SHIM_SCHEDULER",
+                        target,
+                        format!(
+                            "a scheduler other than {name} ({port}): the shim would dial itself"
+                        ),
+                    );
                 }
             }
             // A candidate that is one of our own listeners would relay to itself for ever.
@@ -1072,7 +1217,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_environment_panics(values in prop::collection::vec((0usize..36, ".{0,12}"), 0..12)) {
+        fn no_environment_panics(values in prop::collection::vec((0usize..48, ".{0,12}"), 0..12)) {
             let pairs: Vec<(String, String)> = values.into_iter().map(|(i, value)| {
                 let name = VARIABLES.get(i).map_or("POD_IPS", |v| v.name);
                 (name.to_string(), value)

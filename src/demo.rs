@@ -87,3 +87,7 @@ fn failed(why: &str) -> ExitCode {
     tell::complain(why);
     ExitCode::FAILURE
 }
+
+pub mod agent;
+pub mod scheduler;
+pub mod store;

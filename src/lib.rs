@@ -10,6 +10,7 @@ pub mod capacity;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod correction;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod drain;
@@ -24,10 +25,13 @@ pub mod prober;
 pub mod process;
 pub mod procfs;
 pub mod readiness;
+pub mod registration;
 pub mod relay;
 pub mod signal;
 pub mod state;
+pub mod subscription;
 pub mod telemetry;
+pub mod tls;
 pub mod view;
 
 /// The version of this build.
@@ -44,4 +48,13 @@ pub const TARGET: &str = env!("SHIM_BUILD_TARGET");
 )]
 pub mod proto {
     tonic::include_proto!("inference");
+
+    /// `seldon.mlops`: the packages refer to each other by these names.
+    pub mod agent {
+        tonic::include_proto!("seldon.mlops.agent");
+    }
+    /// `seldon.mlops.scheduler`.
+    pub mod scheduler {
+        tonic::include_proto!("seldon.mlops.scheduler");
+    }
 }

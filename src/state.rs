@@ -8,13 +8,17 @@ use prometheus::IntGaugeVec;
 use tokio::sync::watch;
 
 use crate::admin::Probe;
+use crate::capability;
 use crate::clock::Clock;
 use crate::config::Mode;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::models::Inventory;
+use crate::observer::Observed;
 use crate::prober::Watching;
 use crate::readiness::{Condition, Facts, NAMES, body, conditions, ready, started};
+use crate::registration::Registration;
+use crate::subscription::status::Status;
 use crate::view::View;
 
 /// Shared by the admin port and the reporters. Cheap to clone.
@@ -32,39 +36,86 @@ pub struct Shared {
     pub drain: Drain,
     /// Longest time between two probes in a process that works.
     pub heartbeat: Duration,
+    /// What is observed of the server's memory and packages.
+    pub observed: watch::Receiver<Arc<Observed>>,
+    /// The policy that judges the declared capabilities.
+    pub capabilities: capability::Policy,
+    /// The interposer's side; `None` where it is off.
+    pub scheduler: Option<Scheduler>,
     kept: Arc<Mutex<Vec<Condition>>>,
     gauge: IntGaugeVec,
 }
 
+/// What the interposer and the reader of the scheduler's belief publish.
+#[derive(Debug, Clone)]
+pub struct Scheduler {
+    /// The subscription.
+    pub status: watch::Receiver<Status>,
+    /// The belief.
+    pub registration: watch::Receiver<Registration>,
+}
+
+/// The parts of [`Shared`].
+#[derive(Debug)]
+pub struct Parts {
+    /// `correct` or `observe`.
+    pub mode: Mode,
+    /// The process clock.
+    pub clock: Clock,
+    /// The prober's side.
+    pub watching: Watching,
+    /// The inventory of the server.
+    pub inventory: watch::Receiver<Arc<Inventory>>,
+    /// Whether the end has begun.
+    pub drain: Drain,
+    /// Longest time between two probes in a process that works.
+    pub heartbeat: Duration,
+    /// What is observed of the server's memory and packages.
+    pub observed: watch::Receiver<Arc<Observed>>,
+    /// The policy that judges the declared capabilities.
+    pub capabilities: capability::Policy,
+    /// The interposer's side; `None` where it is off.
+    pub scheduler: Option<Scheduler>,
+}
+
 impl Shared {
     /// Puts the parts together.
-    pub fn new(
-        mode: Mode,
-        clock: Clock,
-        watching: Watching,
-        inventory: watch::Receiver<Arc<Inventory>>,
-        drain: Drain,
-        heartbeat: Duration,
-        metrics: &Metrics,
-    ) -> Self {
+    pub fn new(parts: Parts, metrics: &Metrics) -> Self {
         let gauge = metrics.int_gauge_vec(
             "agent_shim_condition",
-            "1 while the condition holds. The pod is ready when all of them hold.",
+            "1 while the condition holds. The pod is ready when those that are local hold; what the scheduler believes never decides that.",
             &["condition"],
         );
         for name in NAMES {
             gauge.with_label_values(&[name]);
         }
         Shared {
-            mode,
-            clock,
-            watching,
-            inventory,
-            drain,
-            heartbeat,
+            mode: parts.mode,
+            clock: parts.clock,
+            watching: parts.watching,
+            inventory: parts.inventory,
+            drain: parts.drain,
+            heartbeat: parts.heartbeat,
+            observed: parts.observed,
+            capabilities: parts.capabilities,
+            scheduler: parts.scheduler,
             kept: Arc::default(),
             gauge,
         }
+    }
+
+    /// The conditions that look beyond the pod: none of them decides readiness, since a newer
+    /// agent waits for its pod to be ready before it takes work.
+    pub fn remote_conditions(&self) -> Vec<Condition> {
+        let Some(scheduler) = &self.scheduler else {
+            return Vec::new();
+        };
+        let conditions = scheduler.registration.borrow().conditions.clone();
+        for condition in &conditions {
+            let holds = i64::from(condition.holds);
+            self.gauge.with_label_values(&[condition.name]).set(holds);
+        }
+        conditions
     }
 
     /// The latest snapshot of the prober.

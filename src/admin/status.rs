@@ -7,6 +7,8 @@ use crate::endpoint::Protocol;
 use crate::models::{Model, ServerMetadata};
 use crate::state::Shared;
 
+mod reporting;
+
 /// The whole document.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Document {
@@ -98,6 +100,33 @@ pub struct Capacity {
     pub reported: Option<u64>,
     /// What the scheduler answered.
     pub believed: Option<u64>,
+    /// Why the reported figure is what it is.
+    pub why: Option<String>,
+    /// Free memory as last told to the scheduler.
+    pub available: Option<u64>,
+    /// Free memory as the scheduler answered.
+    pub available_believed: Option<u64>,
+    /// Every source of the observed figure, in order.
+    pub sources: Vec<CapacitySource>,
+    /// Resident memory of the server's processes now.
+    pub used: Option<u64>,
+    /// What its cgroup uses now, page cache included.
+    pub cgroup_used: Option<u64>,
+}
+
+/// One source of the observed figure.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CapacitySource {
+    /// Its name.
+    pub source: String,
+    /// Its figure.
+    pub bytes: Option<u64>,
+    /// Age in seconds.
+    pub age_s: f64,
+    /// Whether it was taken.
+    pub chosen: bool,
+    /// Why it was or was not.
+    pub reason: String,
 }
 
 /// Capability names.
@@ -111,6 +140,14 @@ pub struct Capabilities {
     pub added: Vec<String>,
     /// In the first and not in the second.
     pub dropped: Vec<String>,
+    /// Other spellings that were added.
+    pub aliased: Vec<String>,
+    /// Declared, and known not to be installed.
+    pub missing: Vec<String>,
+    /// Where the knowledge of what is installed comes from.
+    pub source: Option<String>,
+    /// How many distributions the server has.
+    pub distributions: usize,
 }
 
 /// One condition.
@@ -140,7 +177,8 @@ pub fn document(shared: &Shared) -> Document {
     let view = shared.view();
     let clock = &shared.clock;
     let inventory = shared.inventory.borrow().clone();
-    let conditions = shared.conditions();
+    let mut conditions = shared.conditions();
+    conditions.extend(shared.remote_conditions());
     let endpoints = Protocol::ALL
         .into_iter()
         .flat_map(|protocol| view.of(protocol).iter())
@@ -181,16 +219,9 @@ pub fn document(shared: &Shared) -> Document {
             error: inventory.error.clone(),
         }),
         models: inventory.models.clone(),
-        capacity: Capacity::default(),
-        capabilities: Capabilities::default(),
-        findings: conditions
-            .iter()
-            .filter(|c| !c.holds || c.reason.starts_with("stalled"))
-            .map(|c| Finding {
-                rule: c.name.into(),
-                text: c.reason.clone(),
-            })
-            .collect(),
+        findings: reporting::findings(shared, &conditions),
+        capacity: reporting::capacity(shared),
+        capabilities: reporting::capabilities(shared),
         conditions: conditions
             .into_iter()
             .map(|c| ConditionStatus {

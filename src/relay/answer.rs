@@ -165,7 +165,7 @@ pub fn grpc_unavailable(why: &str) -> HeaderMap {
 }
 
 /// The percent-encoding of `grpc-message`: printable ASCII except `%` stays.
-fn percent_encoded(text: &str) -> HeaderValue {
+pub fn percent_encoded(text: &str) -> HeaderValue {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         if (0x20..0x7f).contains(&byte) && byte != b'%' {

@@ -24,3 +24,4 @@ mod observe;
 mod real_server;
 mod selection;
 mod standin;
+mod subscription;

@@ -5,6 +5,11 @@ use std::process::{Command, Stdio};
 
 use crate::support::Shim;
 
+/// With every part that has series of its own.
+fn with_interposer() -> Shim {
+    Shim::start(&[("SHIM_SCHEDULER", "127.0.0.1:9"), ("SHIM_AGENT_PORT", "0")])
+}
+
 #[tokio::test]
 async fn every_series_with_a_closed_label_set_is_there_from_the_start() {
     let shim = Shim::start(&[]);
@@ -42,7 +47,7 @@ async fn every_series_with_a_closed_label_set_is_there_from_the_start() {
 /// The catalogue in the docs has a line for each family and no other.
 #[tokio::test]
 async fn the_catalogue_is_what_the_program_exports() {
-    let shim = Shim::start(&[]);
+    let shim = with_interposer();
     let (_, text) = shim.get("/metrics").await;
     let mut exported: Vec<String> = text
         .lines()
@@ -76,7 +81,7 @@ async fn promtool_finds_nothing_to_complain_about() {
         eprintln!("SKIPPED: promtool is not here (tools/test-tools.sh fetches it)");
         return;
     };
-    let shim = Shim::start(&[]);
+    let shim = with_interposer();
     let (_, text) = shim.get("/metrics").await;
     let mut promtool = Command::new(program)
         .args(["check", "metrics"])

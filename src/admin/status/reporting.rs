@@ -1,0 +1,118 @@
+//! The parts of the status document that tell what the scheduler is told, and what it believes.
+
+use super::{Capabilities, Capacity, CapacitySource, Finding};
+use crate::capability;
+use crate::readiness::Condition;
+use crate::registration::{Check, Registration};
+use crate::state::Shared;
+use crate::subscription::status::Status;
+
+fn status(shared: &Shared) -> Option<Status> {
+    Some(shared.scheduler.as_ref()?.status.borrow().clone())
+}
+
+fn registration(shared: &Shared) -> Option<Registration> {
+    Some(shared.scheduler.as_ref()?.registration.borrow().clone())
+}
+
+/// Memory: requested, observed, reported, believed.
+pub(super) fn capacity(shared: &Shared) -> Capacity {
+    let observed = shared.observed.borrow().clone();
+    let status = status(shared);
+    let believed = registration(shared).and_then(|r| match r.check {
+        Check::Read(believed) => believed,
+        _ => None,
+    });
+    let sources = observed.capacity.considered.iter().map(|c| CapacitySource {
+        source: c.source.as_str().into(),
+        bytes: c.bytes,
+        age_s: c.age.as_secs_f64(),
+        chosen: c.chosen,
+        reason: c.reason.into(),
+    });
+    let requested = status.as_ref().and_then(|s| s.requested.as_ref());
+    Capacity {
+        requested: requested.map(|r| r.memory),
+        observed: observed.capacity.bytes,
+        reported: status
+            .as_ref()
+            .and_then(|s| Some(s.reported.as_ref()?.memory)),
+        believed: believed.map(|b| b.total),
+        why: status
+            .as_ref()
+            .filter(|s| !s.capacity_why.is_empty())
+            .map(|s| s.capacity_why.clone()),
+        available: status.as_ref().and_then(|s| s.available),
+        available_believed: believed.map(|b| b.available),
+        sources: sources.collect(),
+        used: observed.live.rss,
+        cgroup_used: observed.live.cgroup_current,
+    }
+}
+
+/// Capability names: requested, reported, and what became of them.
+pub(super) fn capabilities(shared: &Shared) -> Capabilities {
+    let observed = shared.observed.borrow().clone();
+    let known = (observed.looks > 0).then(|| observed.capabilities.source.as_str().to_string());
+    let distributions = observed.capabilities.distributions.len();
+    let Some(status) = status(shared) else {
+        return Capabilities {
+            source: known,
+            distributions,
+            ..Capabilities::default()
+        };
+    };
+    let requested = status.requested.map_or_else(Vec::new, |r| r.capabilities);
+    let judged = capability::reconcile(&requested, &observed.capabilities, &shared.capabilities);
+    Capabilities {
+        reported: status.reported.map_or_else(Vec::new, |r| r.capabilities),
+        added: status.capabilities.added,
+        dropped: status.capabilities.dropped,
+        aliased: status.capabilities.aliased,
+        missing: judged.missing_but_declared,
+        requested,
+        source: known,
+        distributions,
+    }
+}
+
+/// What is wrong, in words.
+pub(super) fn findings(shared: &Shared, conditions: &[Condition]) -> Vec<Finding> {
+    let finding = |rule: &str, text: String| Finding {
+        rule: rule.into(),
+        text,
+    };
+    let mut all: Vec<Finding> = conditions
+        .iter()
+        .filter(|c| !c.holds || c.reason.starts_with("stalled"))
+        .map(|c| finding(c.name, c.reason.clone()))
+        .collect();
+    for name in capabilities(shared).missing {
+        all.push(finding(
+            "declared-not-installed",
+            format!("{name} is declared in SELDON_SERVER_CAPABILITIES and is not installed in the server: a model that requires it and does not bring its own environment will fail to load"),
+        ));
+    }
+    if let Some(status) = status(shared) {
+        for refused in status.refused {
+            all.push(finding("model-cannot-fit", refused.why));
+        }
+    }
+    for model in registration(shared).map_or_else(Vec::new, |r| r.models) {
+        let mut text = format!("model {} is not available: {}", model.model, model.reason);
+        for missing in &model.requirements {
+            text.push_str(&format!(
+                "; no server of this kind reports {:?}",
+                missing.requirement
+            ));
+            if let Some(nearest) = &missing.nearest {
+                text.push_str(&format!(" (the nearest reported name is {nearest:?})"));
+            }
+        }
+        if let Some(bytes) = model.memory {
+            text.push_str(&format!("; {bytes} bytes of memory are missing"));
+        }
+        all.push(finding("model-not-scheduled", text));
+    }
+    all
+}

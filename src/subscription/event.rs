@@ -1,0 +1,214 @@
+//! `AgentEvent`: corrected, and delivered with a deadline. A repeat is safe: the scheduler takes an
+//! event only in the state that it expects, and says "State mismatch" otherwise.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::body::{DEADLINE_EXCEEDED, Outgoing, UNAVAILABLE, refusal, status_of};
+use super::frames::{self, Single};
+use super::metrics::{Delivery, Fate, Kind};
+use super::pace::Backoff;
+use super::{EVENT, Failed, Interposer, own_headers, send, whole, without_length};
+
+/// How long an event is tried to be delivered. The agent waits for ever, and would lose it.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How long one attempt may take. The scheduler answers from memory, but behind a lock.
+const ATTEMPT: Duration = Duration::from_secs(15);
+
+impl Interposer {
+    pub(super) async fn event(self, request: Request<Incoming>) -> Response<Outgoing> {
+        let (mut head, body) = request.into_parts();
+        let body = match whole(body).await {
+            Ok(body) => body,
+            Err(error) => return refusal(UNAVAILABLE, &format!("the request broke off: {error}")),
+        };
+        without_length(&mut head);
+        let _running = Running::new(self.events_running.clone());
+        self.events_seen.fetch_add(1, Ordering::Relaxed);
+        let limit = grpc_timeout(&head.headers).map_or(DEADLINE, |t| t.min(DEADLINE));
+        let message = match frames::single(&body) {
+            Single::Plain(message) => Some((self.editor.account(&message), message)),
+            Single::Compressed => {
+                self.editor.opaque(Kind::Event, Fate::Compressed);
+                None
+            }
+            Single::Broken => {
+                self.editor.opaque(Kind::Event, Fate::Unreadable);
+                None
+            }
+        };
+        let current = || {
+            let (accounted, message) = message.as_ref()?;
+            self.editor.event(message, accounted)
+        };
+        self.deliver(&head, &body, current, limit).await
+    }
+
+    /// Delivers an event of the shim's own.
+    pub(super) async fn deliver_own(&self, body: Bytes) {
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = http::Uri::from_static(EVENT);
+        *request.headers_mut() = own_headers();
+        let (head, ()) = request.into_parts();
+        let _running = Running::new(self.events_running.clone());
+        let response = self.deliver(&head, &body, || None, DEADLINE).await;
+        let _ = response.into_body().collect().await;
+    }
+
+    async fn deliver(
+        &self,
+        head: &http::request::Parts,
+        body: &Bytes,
+        current: impl Fn() -> Option<Vec<u8>>,
+        limit: Duration,
+    ) -> Response<Outgoing> {
+        let deadline = Instant::now() + limit;
+        let mut backoff = Backoff::new();
+        let mut why = String::new();
+        loop {
+            let attempt = async {
+                let line = self
+                    .upstream
+                    .line()
+                    .await
+                    .map_err(|e| Failed(e.to_string()))?;
+                let bytes = current().map_or_else(|| body.clone(), |m| frames::framed(&m));
+                send(line, head, Outgoing::Whole(Some(bytes))).await
+            };
+            let attempt = timeout_at(deadline, timeout(ATTEMPT, attempt)).await;
+            match attempt {
+                Ok(Ok(Ok(response))) => return self.delivered(response).await,
+                Ok(Ok(Err(Failed(error)))) => why = error,
+                Ok(Err(_)) => why = format!("no answer within {ATTEMPT:?}"),
+                Err(_) => {}
+            }
+            let wait = backoff.next(fastrand::f64());
+            if Instant::now() + wait >= deadline {
+                self.metrics.delivery(Delivery::Lost);
+                let code = if why.is_empty() {
+                    DEADLINE_EXCEEDED
+                } else {
+                    UNAVAILABLE
+                };
+                tracing::error!(
+                    why,
+                    ?limit,
+                    "an event could not be delivered to the scheduler"
+                );
+                return refusal(code, &format!("not delivered within {limit:?}: {why}"));
+            }
+            tracing::warn!(why, ?wait, "an event could not be delivered: once more");
+            sleep(wait).await;
+            self.metrics.delivery(Delivery::Again);
+        }
+    }
+
+    /// Counts the scheduler's answer, which is a small message and the trailers.
+    async fn delivered(&self, response: Response<Outgoing>) -> Response<Outgoing> {
+        let (head, body) = response.into_parts();
+        let (collected, trailers) = match body.collect().await {
+            Ok(collected) => {
+                let trailers = collected.trailers().cloned();
+                (collected.to_bytes(), trailers)
+            }
+            Err(error) => return refusal(UNAVAILABLE, &format!("the answer broke off: {error}")),
+        };
+        let deciding = trailers.as_ref().unwrap_or(&head.headers);
+        let delivery = match status_of(deciding) {
+            Some(0) => Delivery::Taken,
+            _ if is_mismatch(deciding) => Delivery::Mismatch,
+            _ => Delivery::Refused,
+        };
+        self.metrics.delivery(delivery);
+        if delivery != Delivery::Taken {
+            let said = deciding.get("grpc-message").and_then(|m| m.to_str().ok());
+            tracing::warn!(
+                status = status_of(deciding),
+                said,
+                "the scheduler does not take an event"
+            );
+        }
+        self.status.send_modify(|status| {
+            status.events += 1;
+            status.mismatches += u64::from(delivery == Delivery::Mismatch);
+        });
+        let body = match (collected.is_empty(), trailers) {
+            (true, None) => Outgoing::Whole(None),
+            (_, trailers) => {
+                Outgoing::Collected(Some(collected).filter(|b| !b.is_empty()), trailers)
+            }
+        };
+        Response::from_parts(head, body)
+    }
+}
+
+fn is_mismatch(headers: &HeaderMap) -> bool {
+    let said = headers.get("grpc-message").and_then(|m| m.to_str().ok());
+    said.is_some_and(|said| said.replace("%20", " ").contains("State mismatch"))
+}
+
+/// `grpc-timeout`: at most eight digits and a unit.
+fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let n: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(n * 3600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return None,
+    })
+}
+
+/// Counts an event while it is under way.
+struct Running(Arc<AtomicUsize>);
+
+impl Running {
+    fn new(count: Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Running(count)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_read_in_every_unit() {
+        for (text, expected) in [
+            ("2H", Some(7_200_000)),
+            ("3M", Some(180_000)),
+            ("4S", Some(4000)),
+            ("99999999m", Some(99_999_999)),
+            ("5000u", Some(5)),
+            ("6000000n", Some(6)),
+            ("5", None),
+            ("S", None),
+            ("xS", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            let millis = grpc_timeout(&headers).map(|d| d.as_millis());
+            assert_eq!(millis, expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The interposer between stand-ins of Seldon's agent and scheduler.
+
+mod events;
+mod hold;
+mod pass;
+mod raw;
+mod read_back;
+mod restarts;
+mod rows;
+mod secured;
+mod support;

@@ -1,0 +1,130 @@
+//! Events reach the scheduler, and drains end.
+
+use std::time::Duration;
+
+use agent_shim::demo::agent::{AgentConfig, FakeAgent};
+use agent_shim::demo::scheduler::{FakeScheduler, Manners};
+use agent_shim::proto::agent::ModelEventMessage;
+use agent_shim::subscription::frames::framed;
+use prost::Message;
+use tokio::net::TcpListener;
+
+use super::hold::nobody;
+use super::raw::*;
+use super::support::*;
+
+fn event() -> bytes::Bytes {
+    let event = ModelEventMessage {
+        server_name: "mlserver".into(),
+        model_name: "iris".into(),
+        model_version: 1,
+        event: agent_shim::proto::agent::model_event_message::Event::Loaded.into(),
+        ..Default::default()
+    };
+    framed(&event.encode_to_vec())
+}
+
+fn delivered(shim: &Shim, result: &str) -> f64 {
+    shim.series(&format!(
+        "agent_shim_agent_events_total{{result=\"{result}\"}}"
+    ))
+}
+
+#[tokio::test]
+async fn an_event_is_sent_again_after_a_transport_error() {
+    // The first connection is taken and cut; then the scheduler is there.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shim = Shim::start(settings(&[address]), Double::new(Some(8 * GI))).await;
+    let agent = RawAgent::connect(shim.address).await;
+    let answer = tokio::spawn(agent.unary(EVENT, event(), &[]));
+    let (stream, _) = within(listener.accept()).await.unwrap();
+    drop((stream, listener));
+    let any = ([127, 0, 0, 1], 0).into();
+    let scheduler = FakeScheduler::start_at(address, any, Manners::default())
+        .await
+        .unwrap();
+    let response = within(answer).await.unwrap().unwrap();
+    // It does not know the replica, and says so: the call got through, and the answer is its own.
+    assert_eq!(response.headers()["grpc-status"], "13");
+    assert_eq!(scheduler.read(|s| s.events.len()), 1);
+    assert!(delivered(&shim, "sent-again") >= 1.0);
+    assert_eq!(delivered(&shim, "refused"), 1.0);
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_delivered_ends_with_the_callers_deadline() {
+    let shim = Shim::start(settings(&[nobody().await]), Double::new(Some(8 * GI))).await;
+    let agent = RawAgent::connect(shim.address).await;
+    let answer = within(agent.unary(EVENT, event(), &[("grpc-timeout", "1S")]))
+        .await
+        .unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "14");
+    let message = answer.headers()["grpc-message"]
+        .to_str()
+        .unwrap()
+        .to_string();
+    assert!(
+        message.contains("not delivered within 1s: cannot connect to"),
+        "{message}"
+    );
+    assert_eq!(delivered(&shim, "lost"), 1.0);
+}
+
+#[tokio::test]
+async fn a_state_mismatch_is_counted_and_passed_on() {
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let shim = Shim::start(settings(&[scheduler.agent]), Double::new(Some(8 * GI))).await;
+    let _agent = FakeAgent::start(AgentConfig::new(shim.address, 0));
+    scheduler.load(model("iris", &["sklearn"], Some(GI)));
+    available(&scheduler, "iris").await;
+    let again = RawAgent::connect(shim.address).await;
+    let answer = within(again.unary(EVENT, event(), &[])).await.unwrap();
+    let message = answer.headers()["grpc-message"]
+        .to_str()
+        .unwrap()
+        .to_string();
+    assert!(message.contains("State"), "{message}");
+    assert_eq!(delivered(&shim, "state-mismatch"), 1.0);
+    assert_eq!(shim.until(|s| s.mismatches == 1).await.mismatches, 1);
+}
+
+#[tokio::test]
+async fn a_drain_is_carried_to_its_end_while_the_shim_itself_stops() {
+    let any = ([127, 0, 0, 1], 0).into();
+    let manners = Manners {
+        drain: Duration::from_secs(1),
+        ..Default::default()
+    };
+    let scheduler = FakeScheduler::start_at(any, any, manners).await.unwrap();
+    let shim = Shim::start(settings(&[scheduler.agent]), Double::new(Some(8 * GI))).await;
+    let agent = FakeAgent::start(AgentConfig::new(shim.address, 0));
+    scheduler.load(model("iris", &["sklearn"], Some(GI)));
+    available(&scheduler, "iris").await;
+    shim.drain.begin();
+    assert!(within(agent.drain()).await.unwrap().success);
+    assert_eq!(shim.drain.running(), 1);
+    drop(agent);
+    assert!(shim.drain.wait(LIMIT).await);
+}
+
+#[tokio::test]
+async fn a_drain_that_never_ends_is_answered_in_time() {
+    let any = ([127, 0, 0, 1], 0).into();
+    let manners = Manners {
+        drain: Duration::from_secs(3600),
+        ..Default::default()
+    };
+    let scheduler = FakeScheduler::start_at(any, any, manners).await.unwrap();
+    let mut short = settings(&[scheduler.agent]);
+    short.drain_limit = Duration::from_millis(300);
+    let shim = Shim::start(short, Double::new(Some(8 * GI))).await;
+    let agent = FakeAgent::start(AgentConfig::new(shim.address, 0));
+    let status = within(agent.drain()).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+    assert!(
+        status
+            .message()
+            .contains("has not drained this replica within 300ms")
+    );
+}
