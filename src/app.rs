@@ -277,7 +277,9 @@ fn interpose(
 
 /// The scheduler's time for a drain: so much less than the shim's own that the answer still arrives.
 fn drain_limit(drain_time: Duration) -> Duration {
-    drain_time - (drain_time / 10).min(Duration::from_secs(10))
+    let limit = drain_time - (drain_time / 10).min(Duration::from_secs(10));
+    // The agent may drain although the shim itself stops at once.
+    limit.max(Duration::from_secs(5))
 }
 
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {

@@ -2,7 +2,7 @@
 //!
 //! Optional: without an address, or while the API cannot be read, what depends on it is not claimed,
 //! and the reason is there to be shown. Never an error, and nothing waits for it. The judging is
-//! pure; only [`ask`] speaks to the scheduler.
+//! in [`judge`]; only [`ask`] speaks to the scheduler.
 
 use std::time::Duration;
 
@@ -12,18 +12,16 @@ use tokio::time::{Instant, sleep_until};
 use crate::clock::Clock;
 use crate::config::scheduler::Target;
 use crate::metrics::Metrics;
-use crate::nearest::distance;
-use crate::proto::scheduler::ModelStatusResponse;
-use crate::proto::scheduler::model_status::ModelState;
 use crate::readiness::Condition;
-use crate::subscription::ledger::bytes;
-use crate::subscription::status::{Phase, Status};
+use crate::subscription::status::Status;
 use crate::tls;
 
 pub mod ask;
+pub mod judge;
 pub mod metrics;
 
 use ask::Asker;
+use judge::{agrees, conditions, trouble};
 use metrics::RegistrationMetrics;
 
 /// Time between two readings when nothing has happened.
@@ -97,183 +95,6 @@ pub struct Registration {
     pub models: Vec<Troubled>,
 }
 
-/// The conditions of this moment. `before` carries the times of change on.
-pub fn conditions(
-    status: &Status,
-    check: &Check,
-    now: Duration,
-    before: &[Condition],
-) -> Vec<Condition> {
-    let mut all = vec![("subscribed", subscribed(status, now))];
-    if let Check::Read(believed) = check {
-        let name = format!("replica {} of {}", status.replica, status.server);
-        all.push(match believed {
-            Some(b) => (
-                "registered",
-                (true, format!("the scheduler lists {name}, with {} of {} replicas there", b.replicas, b.expected)),
-            ),
-            None => {
-                let hint = match status.phase {
-                    Phase::Open => format!(
-                        " although it has been subscribed for {:?}: the scheduler may wait for other replicas, or for an older subscription of this one to end",
-                        Duration::from_secs(now.saturating_sub(status.since).as_secs())
-                    ),
-                    _ => String::new(),
-                };
-                ("registered", (false, format!("the scheduler does not list {name}{hint}")))
-            }
-        });
-        if let (Some(believed), Some(reported)) = (believed, &status.reported) {
-            all.push(("capacity-agrees", agrees(status, believed, reported.memory)));
-        }
-    }
-    all.into_iter()
-        .map(|(name, (holds, reason))| {
-            let same = before.iter().find(|c| c.name == name && c.holds == holds);
-            Condition {
-                name,
-                holds,
-                reason,
-                since: same.map_or(now, |c| c.since),
-            }
-        })
-        .collect()
-}
-
-fn subscribed(status: &Status, now: Duration) -> (bool, String) {
-    let since = Duration::from_secs(now.saturating_sub(status.since).as_secs());
-    match &status.phase {
-        Phase::Open => {
-            let scheduler = status.scheduler.as_deref().unwrap_or("the scheduler");
-            (
-                true,
-                format!("the agent's subscription stands at {scheduler}"),
-            )
-        }
-        Phase::None => (
-            false,
-            "the agent has not subscribed, or its subscription has ended".into(),
-        ),
-        Phase::Held(missing) => (
-            false,
-            format!("the subscription is held for {missing}, for {since:?} now"),
-        ),
-        Phase::Unreachable { why, failures } => (
-            false,
-            format!("the scheduler cannot be reached, {failures} attempts so far: {why}"),
-        ),
-    }
-}
-
-fn agrees(status: &Status, believed: &Believed, reported: u64) -> (bool, String) {
-    if believed.total != reported {
-        return (
-            false,
-            format!(
-                "the scheduler believes in {} and was told {}",
-                bytes(believed.total),
-                bytes(reported)
-            ),
-        );
-    }
-    // While a model is being loaded, each side is right about another moment.
-    match status.available {
-        Some(told) if told != believed.available && status.balance.loading == 0 => (
-            false,
-            format!(
-                "the scheduler believes that {} are free and was told {}",
-                bytes(believed.available),
-                bytes(told)
-            ),
-        ),
-        _ => (
-            true,
-            format!(
-                "the scheduler believes in {}, as it was told",
-                bytes(reported)
-            ),
-        ),
-    }
-}
-
-/// What a model lacks here; `None` where it lacks nothing, or does not want this server.
-pub fn trouble(
-    status: &Status,
-    believed: Option<&Believed>,
-    answer: &ModelStatusResponse,
-) -> Option<Troubled> {
-    let version = answer.versions.iter().max_by_key(|v| v.version)?;
-    let state = version.state.as_ref()?;
-    if !matches!(
-        state.state(),
-        ModelState::ScheduleFailed | ModelState::ModelFailed
-    ) || answer.deleted
-    {
-        return None;
-    }
-    let spec = version
-        .model_defn
-        .clone()
-        .unwrap_or_default()
-        .model_spec
-        .unwrap_or_default();
-    if spec.server.is_some_and(|server| server != status.server) {
-        return None;
-    }
-    let capabilities = status
-        .reported
-        .as_ref()
-        .map_or(&[][..], |r| &r.capabilities);
-    let requirements = spec
-        .requirements
-        .iter()
-        .map(|r| r.trim())
-        .filter(|r| !capabilities.iter().any(|c| c == r))
-        .map(|requirement| Missing {
-            requirement: requirement.into(),
-            nearest: nearest(requirement, capabilities),
-        })
-        .collect();
-    let workers = status
-        .reported
-        .as_ref()
-        .and_then(|r| r.workers)
-        .unwrap_or(1)
-        .max(1);
-    let need = spec
-        .memory_bytes
-        .unwrap_or(0)
-        .saturating_mul(workers.into());
-    let free = believed.map(|b| b.available);
-    Some(Troubled {
-        model: answer.model_name.clone(),
-        version: version.version,
-        reason: state.reason.clone(),
-        requirements,
-        memory: free
-            .and_then(|free| need.checked_sub(free))
-            .filter(|missing| *missing > 0),
-    })
-}
-
-fn nearest(wanted: &str, names: &[String]) -> Option<String> {
-    let key = |name: &str| name.to_ascii_lowercase().replace(['_', '.', ' '], "-");
-    let wanted = key(wanted);
-    let part = |name: &str| {
-        let name = key(name);
-        name.len() >= 3 && wanted.len() >= 3 && (name.contains(&wanted) || wanted.contains(&name))
-    };
-    let by_distance = names
-        .iter()
-        .map(|name| (distance(&wanted, &key(name)), name))
-        .min()
-        .filter(|(d, name)| *d <= 1 + wanted.len().max(name.len()) / 4);
-    let found = by_distance.map(|(_, name)| name);
-    found
-        .or_else(|| names.iter().find(|name| part(name)))
-        .cloned()
-}
-
 /// Reads, judges and publishes.
 #[derive(Debug)]
 pub struct Reader {
@@ -282,6 +103,8 @@ pub struct Reader {
     clock: Clock,
     metrics: RegistrationMetrics,
     out: watch::Sender<Registration>,
+    /// The last reading differed from what was told; it may have met an event on its way.
+    in_doubt: bool,
 }
 
 impl Reader {
@@ -309,6 +132,7 @@ impl Reader {
             clock,
             metrics: RegistrationMetrics::new(metrics),
             out,
+            in_doubt: false,
         };
         (reader, watching)
     }
@@ -334,7 +158,7 @@ impl Reader {
                 next = next.min(last + MIN_INTERVAL).max(Instant::now());
             }
             let check = self.out.borrow().check.clone();
-            self.publish(&status, check, None);
+            self.publish(&status, check, false, None);
             tokio::select! {
                 changed = self.status.changed() => if changed.is_err() {
                     // The interposer is gone, and with it this process, at any moment.
@@ -343,7 +167,7 @@ impl Reader {
                 () = sleep_until(next) => {
                     self.read(&status).await;
                     last = Instant::now();
-                    next = last + INTERVAL;
+                    next = last + if self.in_doubt { MIN_INTERVAL } else { INTERVAL };
                 }
             }
         }
@@ -364,7 +188,7 @@ impl Reader {
                     tracing::warn!(why, "the scheduler's belief cannot be read");
                 }
                 self.metrics.read(false);
-                return self.publish(status, Check::Failed(why), None);
+                return self.publish(status, Check::Failed(why), false, None);
             }
         };
         let answers = asker.models().await;
@@ -379,12 +203,19 @@ impl Reader {
         });
         // Judged against what was told when the answer came.
         let latest = self.status.borrow().clone();
-        self.publish(&latest, Check::Read(believed), troubled);
+        let reported = latest.reported.as_ref().map(|r| r.memory);
+        let differs = believed
+            .zip(reported)
+            .is_some_and(|(believed, reported)| !agrees(&latest, &believed, reported).0);
+        // A difference counts when the next reading shows it too.
+        self.in_doubt = differs && !self.in_doubt;
+        self.publish(&latest, Check::Read(believed), !self.in_doubt, troubled);
     }
 
-    fn publish(&self, status: &Status, check: Check, models: Option<Vec<Troubled>>) {
+    fn publish(&self, status: &Status, check: Check, fresh: bool, models: Option<Vec<Troubled>>) {
         let before = self.out.borrow().clone();
-        let conditions = conditions(status, &check, self.clock.now(), &before.conditions);
+        let now = self.clock.now();
+        let conditions = conditions(status, &check, fresh, now, &before.conditions);
         for condition in &conditions {
             let known = before.conditions.iter().find(|c| c.name == condition.name);
             if known.is_none_or(|known| known.holds != condition.holds) {
@@ -397,7 +228,12 @@ impl Reader {
             }
         }
         let models = models.unwrap_or(before.models.clone());
-        for model in models.iter().filter(|m| !before.models.contains(m)) {
+        let known = |m: &Troubled| {
+            let same =
+                |b: &Troubled| (&b.model, b.version, &b.reason) == (&m.model, m.version, &m.reason);
+            before.models.iter().any(same)
+        };
+        for model in models.iter().filter(|m| !known(m)) {
             tracing::warn!(model = model.model, version = model.version, reason = model.reason, requirements = ?model.requirements, memory = model.memory, "a model is not available");
         }
         self.metrics.figures(status, &check);
@@ -413,7 +249,3 @@ impl Reader {
         });
     }
 }
-
-#[cfg(test)]
-#[path = "registration/tests.rs"]
-mod tests;

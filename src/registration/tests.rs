@@ -32,7 +32,7 @@ fn believed(total: u64, available: u64) -> Check {
 }
 
 fn shown(status: &Status, check: &Check) -> Vec<(&'static str, bool)> {
-    conditions(status, check, Duration::from_secs(9), &[])
+    conditions(status, check, true, Duration::from_secs(9), &[])
         .into_iter()
         .map(|c| (c.name, c.holds))
         .collect()
@@ -67,7 +67,7 @@ fn only_what_could_be_checked_is_claimed() {
 #[test]
 fn a_belief_that_differs_is_named_with_both_figures() {
     let reason = |status: &Status, check: &Check| {
-        let all = conditions(status, check, Duration::ZERO, &[]);
+        let all = conditions(status, check, true, Duration::ZERO, &[]);
         let found = all
             .into_iter()
             .find(|c| c.name == "capacity-agrees" && !c.holds);
@@ -83,6 +83,10 @@ fn a_belief_that_differs_is_named_with_both_figures() {
         reason(&open, &lags).unwrap(),
         "the scheduler believes that 6.0Gi are free and was told 5.0Gi"
     );
+    // What was told after a reading is no difference until the next one.
+    let before = conditions(&open, &believed(8 * GI, 5 * GI), true, Duration::ZERO, &[]);
+    let after = conditions(&open, &lags, false, Duration::ZERO, &before);
+    assert_eq!(after, before);
     open.balance.loading = 1;
     assert_eq!(reason(&open, &lags), None);
 }

@@ -191,10 +191,6 @@ impl Editor {
             OperationKind::LoadModel => self.load(message, &read),
             OperationKind::UnloadModel | OperationKind::UnknownEvent => Verdict::Forward,
         };
-        let verdict = match self.mode {
-            Mode::Observe => Verdict::Forward,
-            Mode::Correct => verdict,
-        };
         if verdict == Verdict::Forward {
             self.metrics.message(Kind::Operation, Fate::Unchanged);
         }
@@ -206,6 +202,7 @@ impl Editor {
         let load = self.ledger().load(&read.key, read.memory);
         match load {
             Load::Pass => Verdict::Forward,
+            Load::Send(_) if self.mode == Mode::Observe => Verdict::Forward,
             Load::Send(sent) => {
                 let changed = self.changed(Kind::Operation, message, |m| {
                     message::scale_operation(m, sent, read)
@@ -239,10 +236,13 @@ impl Editor {
                     status.refused.retain(|r| r.model != refused.model);
                     status.refused.push(refused);
                 });
-                if self.mode == Mode::Correct {
-                    self.metrics.message(Kind::Operation, Fate::Refused);
+                match self.mode {
+                    Mode::Observe => Verdict::Forward,
+                    Mode::Correct => {
+                        self.metrics.message(Kind::Operation, Fate::Refused);
+                        Verdict::Refuse(event.encode_to_vec())
+                    }
                 }
-                Verdict::Refuse(event.encode_to_vec())
             }
         }
     }
