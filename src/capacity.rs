@@ -372,14 +372,12 @@ fn weigh(
 fn container_limit(sources: &Sources) -> Result<u64, &'static str> {
     let (bytes, _) = figure(sources.limit, "")?;
     match sources.cgroup.found {
-        Found::Unlimited => {
-            return Err("the cgroup has no limit: this is the node's allocatable memory");
-        }
         Found::Bytes(real) if real != bytes && real > 0 => {
             return Err("the cgroup has another limit now: it was changed after the start");
         }
         Found::Bytes(_) => return Ok(bytes),
-        Found::Unset | Found::Unavailable(_) => {}
+        // A limit may stand above the cgroup that can be read, so a figure below the node's counts.
+        Found::Unlimited | Found::Unset | Found::Unavailable(_) => {}
     }
     match sources.node.bytes() {
         Some(node) if bytes >= scale(node, 9, 10) => {

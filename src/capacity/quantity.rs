@@ -64,6 +64,20 @@ fn unit(suffix: &str) -> Option<Unit> {
     })
 }
 
+/// Bytes as a person would write them; exact below 10 KiB.
+pub fn shown(n: u64) -> String {
+    const UNITS: [(&str, u64); 4] = [
+        ("Ti", 1 << 40),
+        ("Gi", 1 << 30),
+        ("Mi", 1 << 20),
+        ("Ki", 1 << 10),
+    ];
+    match UNITS.iter().find(|(_, size)| n >= 10 * 1024 && n >= *size) {
+        Some((unit, size)) => format!("{:.1}{unit}", n as f64 / *size as f64),
+        None => format!("{n} bytes"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -301,7 +301,7 @@ fn every_source_is_shown_with_value_age_and_reason() {
                 Source::Limit,
                 Some(15 * GI),
                 false,
-                "the cgroup has no limit: this is the node's allocatable memory"
+                "as large as the node: its allocatable memory, which stands for no limit"
             ),
             (Source::Cgroup, None, false, "no limit"),
             (

@@ -134,6 +134,7 @@ pub fn table(d: &Document) -> String {
         let holds = if c.status { "yes" } else { "NO" };
         let _ = writeln!(out, "{:<18}{holds:<8}{}", c.name, wrapped(&c.reason, 26));
     }
+    capacity(&mut out, d);
     if !d.models.is_empty() {
         let _ = writeln!(out, "\n{:<40}{:<12}STATE", "MODEL", "VERSION");
         for m in &d.models {
@@ -147,6 +148,50 @@ pub fn table(d: &Document) -> String {
     }
     let trimmed: Vec<&str> = out.lines().map(str::trim_end).collect();
     trimmed.join("\n") + "\n"
+}
+
+/// Capacity and capabilities: requested, observed, reported, believed.
+fn capacity(out: &mut String, d: &Document) {
+    let bytes = |figure: Option<u64>| match figure {
+        Some(bytes) => crate::capacity::quantity::shown(bytes),
+        None => "-".into(),
+    };
+    let c = &d.capacity;
+    let source = c.sources.iter().find(|s| s.chosen);
+    let _ = writeln!(out, "\n{:<12}{:<14}FROM", "CAPACITY", "BYTES");
+    let observed = source.map_or("", |s| s.source.as_str());
+    for (name, figure, from) in [
+        ("requested", c.requested, "the agent"),
+        ("observed", c.observed, observed),
+        ("reported", c.reported, c.why.as_deref().unwrap_or("")),
+        ("believed", c.believed, "the scheduler"),
+        ("used", c.used, "the server's processes"),
+    ] {
+        let from = if figure.is_some() { from } else { "" };
+        let _ = writeln!(out, "{name:<12}{:<14}{}", bytes(figure), wrapped(from, 26));
+    }
+    let k = &d.capabilities;
+    if k.requested.is_empty() && k.reported.is_empty() {
+        return;
+    }
+    let kept: Vec<String> = k
+        .requested
+        .iter()
+        .filter(|name| k.reported.contains(name))
+        .cloned()
+        .collect();
+    let _ = writeln!(out, "\nCAPABILITIES");
+    for (name, list) in [
+        ("kept", &kept),
+        ("added", &k.added),
+        ("aliased", &k.aliased),
+        ("dropped", &k.dropped),
+        ("missing", &k.missing),
+    ] {
+        if !list.is_empty() {
+            let _ = writeln!(out, "{name:<12}{}", wrapped(&list.join(", "), 12));
+        }
+    }
 }
 
 /// Breaks text at blanks so that it fits into 80 columns behind an indent.

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::{Believed, Check, Missing, Troubled};
+use crate::capacity::quantity::shown;
 use crate::nearest::distance;
 use crate::proto::scheduler::ModelStatusResponse;
 use crate::proto::scheduler::model_status::ModelState;
 use crate::readiness::Condition;
-use crate::subscription::ledger::bytes;
 use crate::subscription::status::{Phase, Status};
 
 /// The condition that compares figures.
@@ -113,8 +113,8 @@ pub fn agrees(status: &Status, believed: &Believed, reported: u64) -> (bool, Str
             false,
             format!(
                 "the scheduler believes in {} and was told {}",
-                bytes(believed.total),
-                bytes(reported)
+                shown(believed.total),
+                shown(reported)
             ),
         );
     }
@@ -124,15 +124,15 @@ pub fn agrees(status: &Status, believed: &Believed, reported: u64) -> (bool, Str
             false,
             format!(
                 "the scheduler believes that {} are free and was told {}",
-                bytes(believed.available),
-                bytes(told)
+                shown(believed.available),
+                shown(told)
             ),
         ),
         _ => (
             true,
             format!(
                 "the scheduler believes in {}, as it was told",
-                bytes(reported)
+                shown(reported)
             ),
         ),
     }

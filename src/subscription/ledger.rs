@@ -19,6 +19,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::capacity::quantity::shown;
 use crate::proto::agent::model_event_message::Event as EventKind;
 
 /// One version of one model.
@@ -353,23 +354,9 @@ impl Ledger {
             "agent-shim: model {} version {} asks for {}{copies} and this replica has {} for models in all: it cannot fit, whatever is unloaded; lower the model's memory or give the server more",
             key.name,
             key.version,
-            bytes(memory),
-            bytes(total),
+            shown(memory),
+            shown(total),
         )
-    }
-}
-
-/// Bytes as a person would write them; exact below 10 KiB.
-pub fn bytes(n: u64) -> String {
-    const UNITS: [(&str, u64); 4] = [
-        ("Ti", 1 << 40),
-        ("Gi", 1 << 30),
-        ("Mi", 1 << 20),
-        ("Ki", 1 << 10),
-    ];
-    match UNITS.iter().find(|(_, size)| n >= 10 * 1024 && n >= *size) {
-        Some((unit, size)) => format!("{:.1}{unit}", n as f64 / *size as f64),
-        None => format!("{n} bytes"),
     }
 }
 
