@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{Believed, Check, Missing, Troubled};
+use crate::capability::{self, Verdict};
 use crate::capacity::quantity::shown;
-use crate::nearest::distance;
 use crate::proto::scheduler::ModelStatusResponse;
 use crate::proto::scheduler::model_status::ModelState;
 use crate::readiness::Condition;
@@ -199,21 +199,18 @@ pub fn trouble(
 }
 
 fn nearest(wanted: &str, names: &[String]) -> Option<String> {
-    let key = |name: &str| name.to_ascii_lowercase().replace(['_', '.', ' '], "-");
-    let wanted = key(wanted);
-    let part = |name: &str| {
-        let name = key(name);
+    match capability::check(wanted, names) {
+        Verdict::Spelling(name) | Verdict::Near(name) => return Some(name),
+        Verdict::Satisfied | Verdict::Absent => {}
+    }
+    // A name within the other, such as a distribution and the runtime that it holds.
+    let fold = |name: &str| name.to_ascii_lowercase().replace(['_', '.', ' '], "-");
+    let wanted = fold(wanted);
+    let part = |name: &&String| {
+        let name = fold(name);
         name.len() >= 3 && wanted.len() >= 3 && (name.contains(&wanted) || wanted.contains(&name))
     };
-    let by_distance = names
-        .iter()
-        .map(|name| (distance(&wanted, &key(name)), name))
-        .min()
-        .filter(|(d, name)| *d <= 1 + wanted.len().max(name.len()) / 4);
-    let found = by_distance.map(|(_, name)| name);
-    found
-        .or_else(|| names.iter().find(|name| part(name)))
-        .cloned()
+    names.iter().find(part).cloned()
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod support;
 mod admin;
 mod bad_input;
 mod cli;
+mod complaint;
 mod demo;
 mod faults;
 mod grpc_relay;

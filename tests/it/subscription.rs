@@ -8,4 +8,4 @@ mod read_back;
 mod restarts;
 mod rows;
 mod secured;
-mod support;
+pub mod support;
