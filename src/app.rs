@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::prober::{self, Probe, ProbeFuture, Prober, Report};
 use crate::relay::{self, Context, RelayMetrics};
 use crate::state::{Parts, Scheduler, Shared};
 use crate::subscription::{self, Interposer};
-use crate::{registration, tls};
+use crate::{procfs, registration, tls};
 
 /// Why the shim did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +85,11 @@ impl App {
     /// Binds every port and starts every task. Nothing is called started before all ports are
     /// bound; a taken port is an error that names it. Must be called inside a tokio runtime.
     pub fn start(config: &Config) -> Result<App, Error> {
+        Self::start_seeing(config, Path::new(procfs::PROC))
+    }
+
+    /// As [`App::start`], with another folder than `/proc` to look for the server's processes in.
+    pub fn start_seeing(config: &Config, proc: &Path) -> Result<App, Error> {
         let listeners = Listeners::bind(config)?;
         let bound = listeners.bound.clone();
         let clock = Clock::start();
@@ -107,7 +113,10 @@ impl App {
         let heartbeat = 10 * config.probe.interval + Duration::from_secs(10);
         // Nobody runs a probe model yet: the sender is kept only so that the channel stays open.
         let (observer, observed) = Observer::new(
-            observer::Settings::of(config),
+            observer::Settings {
+                proc: proc.into(),
+                ..observer::Settings::of(config)
+            },
             inventory.clone(),
             watch::channel(None).1,
             clock,

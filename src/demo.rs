@@ -1,7 +1,8 @@
 //! `agent-shim demo`: the shim at work on one machine, without a cluster and without Python.
 //!
-//! Owns the command; the story is in [`story`], the server it is told about in [`standin`]. The
-//! demo checks itself: it exits 0 only where every step behaved as it was told.
+//! Owns the command; the story is in [`story`], the server it is told about in [`standin`], the
+//! control plane in [`agent`] and [`scheduler`]. The demo checks itself: it exits 0 only where
+//! every step behaved as it was told.
 
 use std::pin::pin;
 use std::process::ExitCode;
@@ -11,9 +12,12 @@ use clap::Args;
 use crate::app;
 use crate::signal::Signals;
 
+pub mod agent;
 mod caller;
+pub mod scheduler;
 mod stage;
 pub mod standin;
+pub mod store;
 mod story;
 mod tell;
 
@@ -56,11 +60,11 @@ pub async fn main(args: DemoArgs) -> ExitCode {
     };
     let mut teller = Teller::new(args.json);
     let mut shim = pin!(app.run(std::future::pending()));
-    tokio::select! {
-        () = story::tell(&mut teller, &stage) => {}
+    let _agent = tokio::select! {
+        agent = story::tell(&mut teller, &stage) => agent,
         ended = &mut shim => return shim_ended(ended),
         _ = signals.next() => return ExitCode::from(INTERRUPTED),
-    }
+    };
     let passed = teller.finish(stage.admin(), !args.once);
     if !args.once {
         tokio::select! {
@@ -87,7 +91,3 @@ fn failed(why: &str) -> ExitCode {
     tell::complain(why);
     ExitCode::FAILURE
 }
-
-pub mod agent;
-pub mod scheduler;
-pub mod store;

@@ -1,5 +1,6 @@
-//! A stand-in for Seldon's agent, towards the scheduler only: its arithmetic of memory, its loop, and
-//! its impatience. It keeps the parts of a model that it does not understand, as the real one does.
+//! A stand-in for Seldon's agent towards the scheduler: its arithmetic of memory, its loop, and its
+//! impatience; towards the inference server it loads and unloads, where it is given one. It keeps
+//! the parts of a model that it does not understand, as the real one does.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -21,6 +22,10 @@ use crate::proto::agent::{
 };
 use crate::proto::scheduler::{MlserverSettings, ModelRuntimeInfo, model_runtime_info::Runtime};
 
+mod repository;
+
+use repository::Repository;
+
 /// How an agent is set up.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
@@ -40,6 +45,8 @@ pub struct AgentConfig {
     pub workers: u32,
     /// First wait after a failure to open a subscription.
     pub retry: Duration,
+    /// Where its inference server speaks gRPC; without one, every load succeeds.
+    pub inference: Option<SocketAddr>,
 }
 
 impl AgentConfig {
@@ -54,6 +61,7 @@ impl AgentConfig {
             capabilities: vec!["mlserver".into(), "sklearn".into()],
             workers: 1,
             retry: Duration::from_millis(100),
+            inference: None,
         }
     }
 }
@@ -88,6 +96,7 @@ struct Shared {
     seen: Arc<Mutex<Seen>>,
     changed: watch::Sender<u64>,
     client: AgentServiceClient<Channel>,
+    repository: Option<Repository>,
 }
 
 impl FakeAgent {
@@ -98,6 +107,7 @@ impl FakeAgent {
         let client =
             AgentServiceClient::new(endpoint.connect_lazy()).max_decoding_message_size(usize::MAX);
         let shared = Shared {
+            repository: config.inference.map(Repository::new),
             config,
             seen: Arc::default(),
             changed: watch::Sender::new(0),
@@ -219,6 +229,7 @@ impl Shared {
             };
             let agent = self.clone();
             events.spawn(async move {
+                let event = agent.carried_out(operation.operation(), event).await;
                 if let Err(status) = agent.client.clone().agent_event(event).await {
                     agent.with(|seen| seen.event_errors.push(status));
                 }
@@ -269,6 +280,37 @@ impl Shared {
             seen.in_memory.push(key.clone());
             seen.loaded.insert(key.clone(), version);
             self.event(&key, Event::Loaded, String::new(), Some(runtime), seen)
+        })
+    }
+
+    /// The event after the inference server was asked too.
+    async fn carried_out(
+        &self,
+        operation: Operation,
+        event: ModelEventMessage,
+    ) -> ModelEventMessage {
+        // What the agent itself has refused is not asked for.
+        let Some(repository) = self
+            .repository
+            .as_ref()
+            .filter(|_| event.event() != Event::LoadFailed)
+        else {
+            return event;
+        };
+        let key = (event.model_name.clone(), event.model_version);
+        let name = format!("{}_{}", key.0, key.1);
+        let Err(status) = repository.ask(operation, name).await else {
+            return event;
+        };
+        let why = status.message().to_string();
+        self.with(|seen| {
+            seen.failed.push((key.0.clone(), why.clone()));
+            if operation == Operation::UnloadModel {
+                return self.event(&key, Event::UnloadFailed, why, None, seen);
+            }
+            seen.loaded.remove(&key);
+            seen.in_memory.retain(|k| *k != key);
+            self.event(&key, Event::LoadFailed, why, None, seen)
         })
     }
 

@@ -55,6 +55,7 @@ struct Infer {
 }
 
 pub(super) struct Caller {
+    model: String,
     http_at: SocketAddr,
     limit: Duration,
     http: Option<SendRequest<Full<Bytes>>>,
@@ -75,6 +76,7 @@ impl Caller {
                 .connect_lazy()
         };
         Caller {
+            model: MODEL.into(),
             http_at,
             limit,
             http: None,
@@ -82,6 +84,12 @@ impl Caller {
             health: channel(),
             data: channel(),
         }
+    }
+
+    /// Calls another model than the usual one.
+    pub(super) fn of(mut self, model: &str) -> Self {
+        self.model = model.into();
+        self
     }
 
     /// Makes one of [`CALLS`].
@@ -126,11 +134,11 @@ impl Caller {
 
     async fn http_infer(&mut self) -> Result<String, String> {
         let asked = r#"{"id":"1","inputs":[]}"#;
-        let path = format!("/v2/models/{MODEL}/infer");
+        let path = format!("/v2/models/{}/infer", self.model);
         let (status, body) = self.ask(Method::POST, &path, asked).await?;
         match serde_json::from_str::<serde_json::Value>(&body) {
-            Ok(got) if status == StatusCode::OK && got["model_name"] == MODEL => {
-                Ok(format!("200: {MODEL} answered"))
+            Ok(got) if status == StatusCode::OK && got["model_name"] == self.model.as_str() => {
+                Ok(format!("200: {} answered", self.model))
             }
             _ => Err(refusal(status, &body)),
         }
@@ -199,14 +207,16 @@ impl Caller {
             .await
             .map_err(|error| plain(&innermost(&error)))?;
         let asked = tonic::Request::new(Infer {
-            model_name: MODEL.into(),
+            model_name: self.model.clone(),
             id: "1".into(),
         });
         let path = PathAndQuery::from_static("/inference.GRPCInferenceService/ModelInfer");
         let codec = ProstCodec::<Infer, Infer>::default();
         let answer = client.unary(asked, path, codec).await;
         match answer.map_err(|status| failure(&status))?.into_inner() {
-            got if got.model_name == MODEL && got.id == "1" => Ok(format!("OK: {MODEL} answered")),
+            got if got.model_name == self.model && got.id == "1" => {
+                Ok(format!("OK: {} answered", self.model))
+            }
             got => Err(format!("another answer: {got:?}")),
         }
     }

@@ -1,8 +1,11 @@
-//! What the demo plays on: the stand-in at the pod's address, and the shim beside it.
+//! What the demo plays on: the stand-in at the pod's address, the shim beside it, and the scheduler
+//! behind the shim.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::time::Duration;
 
+use super::scheduler::FakeScheduler;
 use super::standin::StandIn;
 use super::tell::complain;
 use crate::admin::status::Document;
@@ -16,8 +19,14 @@ pub(super) const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Stands for the pod's own address: local too, and not localhost.
 pub(super) const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
+/// No folder, in the place of `/proc`: a server of this machine that happens to run, and the
+/// machine's own memory, are no part of the story.
+const NOTHING: &str = "/dev/null";
+/// What the stand-in "has installed": there is no Python to look at.
+pub(super) const INSTALLED: &str = "mlserver,python,sklearn,mlflow,torch,numpy";
+
 /// Shorter than the defaults, so that the story is short; each is a setting of the shim.
-const SETTINGS: [(&str, &str); 11] = [
+const SETTINGS: [(&str, &str); 14] = [
     ("SHIM_INFERENCE_HOSTS", "127.0.0.1,::1,127.0.0.2"),
     ("SHIM_RELAY_LISTEN", "127.0.0.1"),
     ("SHIM_RELAY_HTTP_PORT", "0"),
@@ -29,10 +38,16 @@ const SETTINGS: [(&str, &str); 11] = [
     ("SHIM_PROBE_FALL", "2"),
     ("SHIM_FAILBACK_HOLD", "1s"),
     ("SHIM_OUTAGE_GRACE", "3s"),
+    ("SHIM_AGENT_PORT", "0"),
+    // What the downward API gives for a container with a limit of 4Gi.
+    ("SHIM_MEMORY_LIMIT", "4294967296"),
+    ("SHIM_CAPABILITIES_LIST", INSTALLED),
 ];
 
-/// The stand-in and the shim, both running.
+/// The stand-ins and the shim, all running.
 pub(super) struct Stage {
+    /// The scheduler that the shim is told of; nobody subscribes by itself.
+    pub(super) scheduler: FakeScheduler,
     /// The server at the pod's address.
     pub(super) server: StandIn,
     /// The settings of the shim.
@@ -42,12 +57,15 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Starts both. Of the process's own settings only those of the log are taken.
+    /// Starts all. Of the process's own settings only those of the log are taken.
     pub(super) async fn set(own: &Loaded, admin_port: u16) -> Result<(Stage, App), String> {
         let server = server().await.map_err(|error| {
             format!("cannot start the stand-in server on {POD}: {error}; the demo needs Linux, where all of 127.0.0.0/8 is local")
         })?;
-        let config = settings(own, &server, admin_port)?;
+        let scheduler = FakeScheduler::start()
+            .await
+            .map_err(|error| format!("cannot start the stand-in scheduler: {error}"))?;
+        let config = settings(own, &server, &scheduler, admin_port)?;
         telemetry::init(&config.log, config.log_format);
         let (config, app) = start(config).map_err(|error| error.to_string())?;
         let client = reqwest::Client::builder()
@@ -56,6 +74,7 @@ impl Stage {
             .build()
             .map_err(|error| error.to_string())?;
         let stage = Stage {
+            scheduler,
             server,
             config,
             bound: app.bound().clone(),
@@ -77,6 +96,11 @@ impl Stage {
     /// Where the shim relays.
     pub(super) fn relays(&self) -> [SocketAddr; 2] {
         [self.bound.relay_http[0], self.bound.relay_grpc[0]]
+    }
+
+    /// Where the shim takes the agent for the scheduler.
+    pub(super) fn agent(&self) -> SocketAddr {
+        self.bound.agent[0]
     }
 
     /// Where the shim tells about itself.
@@ -102,7 +126,13 @@ async fn server() -> std::io::Result<StandIn> {
     }
 }
 
-fn settings(own: &Loaded, server: &StandIn, admin_port: u16) -> Result<Config, String> {
+fn settings(
+    own: &Loaded,
+    server: &StandIn,
+    scheduler: &FakeScheduler,
+    admin_port: u16,
+) -> Result<Config, String> {
+    let [subscribe, ask] = [scheduler.agent, scheduler.status].map(|at| at.to_string());
     let [http, grpc] = Protocol::ALL.map(|p| server.address(p).port().to_string());
     let admin_port = admin_port.to_string();
     let mut all = SETTINGS.to_vec();
@@ -110,6 +140,8 @@ fn settings(own: &Loaded, server: &StandIn, admin_port: u16) -> Result<Config, S
         ("SHIM_INFERENCE_HTTP_PORT", http.as_str()),
         ("SHIM_INFERENCE_GRPC_PORT", grpc.as_str()),
         ("SHIM_ADMIN_PORT", admin_port.as_str()),
+        ("SHIM_SCHEDULER", subscribe.as_str()),
+        ("SHIM_SCHEDULER_STATUS", ask.as_str()),
         // The outages of the story are warnings of the shim; they would be told twice.
         ("SHIM_LOG", "error"),
     ]);
@@ -130,7 +162,7 @@ fn settings(own: &Loaded, server: &StandIn, admin_port: u16) -> Result<Config, S
 
 /// Starts the shim; an admin port that is taken is said and replaced.
 fn start(mut config: Config) -> Result<(Config, App), app::Error> {
-    match App::start(&config) {
+    match App::start_seeing(&config, Path::new(NOTHING)) {
         Err(app::Error::Bind {
             address,
             purpose: "admin",
@@ -141,7 +173,7 @@ fn start(mut config: Config) -> Result<(Config, App), app::Error> {
                 "cannot listen on {address}: {source}; the admin port is a free one instead (--admin-port chooses another)"
             ));
             config.admin_port = 0;
-            let app = App::start(&config)?;
+            let app = App::start_seeing(&config, Path::new(NOTHING))?;
             Ok((config, app))
         }
         started => started.map(|app| (config, app)),

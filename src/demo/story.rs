@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::agent::FakeAgent;
 use super::caller::{Answer, CALLS, Caller, GRPC_INFER, GRPC_LIVE, HTTP_INFER, HTTP_LIVE, seconds};
 use super::stage::{POD, Stage};
 use super::tell::{Side, Teller};
 use crate::admin::status::Document;
 
+mod complaint;
 mod preferred;
 
 /// How long a caller without the shim is ready to wait.
@@ -22,8 +24,8 @@ const SENTENCE: &str = "agent-shim: the inference server does not answer";
 /// What "at once" means on a busy machine; without the shim, or while it waits, it is longer.
 const AT_ONCE_MS: f64 = 1000.0;
 
-/// Tells all of it.
-pub(super) async fn tell(teller: &mut Teller, stage: &Stage) {
+/// Tells all of it. Gives the agent that is subscribed at the end: the shim is ready while it is.
+pub(super) async fn tell(teller: &mut Teller, stage: &Stage) -> FakeAgent {
     teller.say(
         "agent-shim between an agent and its inference server. The server is a stand-in that answers as MLServer does. \"without\" is a caller that dials the server itself; \"with\" is the same caller, and it dials the shim.",
     );
@@ -34,6 +36,7 @@ pub(super) async fn tell(teller: &mut Teller, stage: &Stage) {
     killed(teller, stage, &mut direct, &mut with).await;
     back(teller, stage, &mut direct, &mut with).await;
     preferred::tell(teller, stage).await;
+    complaint::tell(teller, stage).await
 }
 
 async fn elsewhere(teller: &mut Teller, stage: &Stage, with: &mut Caller) {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::caller::{Answer, seconds};
@@ -13,6 +14,8 @@ use super::caller::{Answer, seconds};
 const WIDTH: usize = 80;
 /// Where the text of an answer begins: indent, side, call.
 const ANSWERS: usize = 27;
+/// Where the text of a fact begins.
+const FACTS: usize = 17;
 
 /// Who made a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +37,18 @@ struct Step {
     took_ms: u64,
     without: Vec<Answer>,
     with: Vec<Answer>,
+    facts: Vec<Fact>,
     notes: Vec<String>,
     passed: bool,
     problems: Vec<String>,
+}
+
+/// Something that the shim says of itself.
+#[derive(Debug, Serialize)]
+struct Fact {
+    name: &'static str,
+    value: Value,
+    text: String,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -93,6 +105,7 @@ impl Teller {
             took_ms: 0,
             without: Vec::new(),
             with: Vec::new(),
+            facts: Vec::new(),
             notes: Vec::new(),
             passed: true,
             problems: Vec::new(),
@@ -114,6 +127,16 @@ impl Teller {
             line(&wrapped(&head, &text, ANSWERS));
         }
         answers.push(answer.clone());
+    }
+
+    /// Tells something that the shim says of itself: in words, and as machines want it.
+    pub(super) fn fact(&mut self, name: &'static str, value: impl Into<Value>, text: String) {
+        let Some(step) = &mut self.step else { return };
+        if !self.json {
+            line(&wrapped(&format!("   {name:<14}"), &text, FACTS));
+        }
+        let value = value.into();
+        step.facts.push(Fact { name, value, text });
     }
 
     /// Tells what else was seen.

@@ -4,12 +4,13 @@ use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::Value;
+use agent_shim::demo::store::{NO_REPLICA, NO_SERVER};
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// The demo takes 6 s on an idle machine.
+/// The demo takes 8 s on an idle machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn demo(arguments: &[&str]) -> Child {
@@ -44,7 +45,7 @@ async fn for_machines_it_prints_an_object_a_step_and_a_summary() {
     let summary = &summary["summary"];
     assert_eq!(
         (&summary["passed"], &summary["steps"]),
-        (&true.into(), &9.into())
+        (&true.into(), &14.into())
     );
 
     let answers = |step: usize, side: &str| -> Vec<(String, bool, String)> {
@@ -75,6 +76,75 @@ async fn for_machines_it_prints_an_object_a_step_and_a_summary() {
     assert!(answers(5, "with").iter().all(|a| !a.1));
     assert!(answers(6, "with").iter().all(|a| a.1));
     assert!(answers(8, "with").iter().all(|a| a.1));
+
+    let called = |answers: Vec<(String, bool, String)>| -> Vec<String> {
+        answers
+            .into_iter()
+            .map(|(call, ok, answer)| format!("{call} {ok} {answer}"))
+            .collect()
+    };
+    let no_room = format!("fraud false ScheduleFailed: {NO_REPLICA}");
+    let unmet = |model: &str| format!("{model} false ScheduleFailed: {NO_SERVER}");
+    assert_eq!(
+        called(answers(10, "without")),
+        [no_room.clone(), unmet("churn"), unmet("wine")]
+    );
+    assert_eq!(called(answers(11, "without")), [no_room]);
+    let available = ["fraud", "churn", "wine"].map(|model| format!("{model} true Available"));
+    let moved = called(answers(12, "with"));
+    assert_eq!(moved[..3], available);
+    assert_eq!(
+        moved[3..],
+        [
+            "HTTP infer true 200: fraud_1 answered",
+            "gRPC infer true OK: fraud_1 answered"
+        ]
+    );
+    assert_eq!(called(answers(13, "with")), available);
+    the_shims_own_words(&steps[13]);
+
+    let table = summary["table"].as_array().unwrap();
+    let complaint = &table[table.len() - 4..];
+    for (row, begins) in complaint.iter().zip([
+        "no memory request",
+        "MEMORY_REQUEST missing",
+        "requires mlflow torch",
+        "requires scikit-learn",
+    ]) {
+        let cell = |name: &str| row[name].as_str().unwrap();
+        assert!(cell("situation").starts_with(begins), "{row}");
+        assert!(
+            cell("without").starts_with("ScheduleFailed: no matching server"),
+            "{row}"
+        );
+        assert!(cell("with").starts_with("placed"), "{row}");
+    }
+    assert_eq!(complaint[0]["with"], "placed: the scheduler believes 4.0Gi");
+}
+
+/// The last step: memory and capabilities as `/status` has them.
+fn the_shims_own_words(step: &Value) {
+    let facts = step["facts"].as_array().unwrap();
+    let fact = |name: &str| -> &Value {
+        let found = facts.iter().find(|f| f["name"] == name);
+        &found.unwrap_or_else(|| panic!("no {name} in {step:#}"))["value"]
+    };
+    let limit = 4u64 << 30;
+    assert_eq!(fact("requested"), 0);
+    assert_eq!(
+        fact("observed"),
+        &json!({"bytes": limit, "source": "limit"})
+    );
+    assert_eq!(fact("reported"), limit);
+    assert_eq!(fact("believed"), limit);
+    assert_eq!(fact("kept").as_array().unwrap().len(), 10);
+    assert_eq!(fact("dropped"), &json!([]));
+    let has = |name: &str, entry: &str| fact(name).as_array().unwrap().contains(&entry.into());
+    for name in ["torch", "numpy", "scikit-learn"] {
+        assert!(has("added", name), "{name}");
+    }
+    assert!(has("aliased", "HuggingFace"));
+    assert!(has("not installed", "huggingface"));
 }
 
 #[tokio::test]

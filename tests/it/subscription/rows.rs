@@ -232,6 +232,28 @@ async fn workers_are_counted_where_they_are_known() {
 }
 
 #[tokio::test]
+async fn what_the_server_does_not_load_is_failed_and_its_memory_is_free_again() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let world = world(Some(4 * GI), None, |config| {
+        config.inference = Some(address);
+    })
+    .await;
+    world.scheduler.load(model("iris", &["sklearn"], Some(GI)));
+    let failed = world
+        .scheduler
+        .until(LIMIT, |s| {
+            s.model("iris")
+                .is_some_and(|(state, _)| state == ModelState::ModelFailed)
+        })
+        .await;
+    assert!(failed);
+    assert_eq!(world.believed(), (4 * GI, 4 * GI));
+    world.agent.read(|seen| assert!(seen.loaded.is_empty()));
+}
+
+#[tokio::test]
 async fn observing_changes_nothing_and_still_says_what_it_would_change() {
     let scheduler = FakeScheduler::start().await.unwrap();
     let mut observe = settings(&[scheduler.agent]);
