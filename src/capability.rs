@@ -276,6 +276,10 @@ impl Evidence {
         for distribution in &observation.distributions {
             forms.extend(table::provided_by(&distribution.name));
         }
+        // Whoever lists the server means what comes with it: custom code.
+        if names.contains("mlserver") {
+            forms.extend(table::provided_by("mlserver"));
+        }
         Evidence {
             forms,
             names,

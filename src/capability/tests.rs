@@ -345,3 +345,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_list_with_the_server_means_custom_code_as_well() {
+    let observation = Observation {
+        source: Source::Explicit,
+        names: vec!["mlserver".into(), "sklearn".into()],
+        ..Observation::default()
+    };
+    let requested = ["mlserver", "python", "sklearn", "xgboost"].map(String::from);
+    let policy = Policy {
+        mode: Mode::Strict,
+        list: Vec::new(),
+    };
+    let reconciled = reconcile(&requested, &observation, &policy);
+    assert_eq!(reconciled.missing_but_declared, ["xgboost"]);
+    assert!(reconciled.reported.contains(&"python".to_string()));
+}
