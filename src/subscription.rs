@@ -226,6 +226,7 @@ impl Interposer {
         });
         // An error here is the agent's connection going away; each call has had its own answer.
         let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .auto_date_header(false)
             .max_header_list_size(MAX_HEADERS)
             .max_concurrent_streams(MAX_CALLS)
             .serve_connection(TokioIo::new(stream), service)

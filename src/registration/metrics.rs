@@ -14,6 +14,7 @@ pub struct RegistrationMetrics {
     reads: IntCounterVec,
     troubled: IntGaugeVec,
     capabilities: Gauge,
+    difference: Gauge,
 }
 
 impl RegistrationMetrics {
@@ -50,6 +51,10 @@ impl RegistrationMetrics {
                 "agent_shim_capabilities_reported_hash",
                 "A hash of the capabilities that are reported to the scheduler: replicas of one server that differ in it are scheduled by chance; NaN before the first report.",
             ),
+            difference: metrics.gauge(
+                "agent_shim_capacity_difference_bytes",
+                "Total memory that the scheduler believes in, less what it was told; NaN where either is not known.",
+            ),
             reads,
             troubled,
         };
@@ -60,6 +65,7 @@ impl RegistrationMetrics {
             set(&this.free, figure, None);
         }
         this.capabilities.set(f64::NAN);
+        this.difference.set(f64::NAN);
         this
     }
 
@@ -87,6 +93,11 @@ impl RegistrationMetrics {
             _ => None,
         };
         set(&self.capacity, "believed", believed.map(|b| b.total));
+        let difference = match (&believed, &status.reported) {
+            (Some(believed), Some(reported)) => believed.total as f64 - reported.memory as f64,
+            _ => f64::NAN,
+        };
+        self.difference.set(difference);
         set(&self.free, "believed", believed.map(|b| b.available));
     }
 

@@ -159,6 +159,39 @@ async fn what_is_missing_is_named_with_the_nearest_name() {
 }
 
 #[tokio::test]
+async fn a_requirement_may_be_spelled_in_any_of_six_ways_and_a_label_stays() {
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let server = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
+    let strict = [("SHIM_CAPABILITIES", "strict")];
+    let (shim, first) = put_before(&scheduler, &server, GI, &strict).await;
+    drop(first);
+    let mut config = AgentConfig::new(shim.bound.agent[0], GI);
+    config.capabilities = ["mlserver", "xgboost", "gpu-a100"].map(String::from).into();
+    let _agent = FakeAgent::start(config);
+    for (i, spelling) in [
+        "sklearn",
+        "scikit-learn",
+        "scikit_learn",
+        "SKLearn",
+        "mlserver[sklearn]",
+        "mlserver-sklearn",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("m{i}");
+        scheduler.load(model(&name, &[spelling, "gpu-a100"], None));
+        available(&scheduler, &name).await;
+    }
+    // In strict mode what is known not to be installed goes.
+    scheduler.load(model("x", &["xgboost"], None));
+    let refused = scheduler
+        .until(LIMIT, |s| s.model("x").is_some_and(|m| m.1 == NO_SERVER))
+        .await;
+    assert!(refused);
+}
+
+#[tokio::test]
 async fn a_subscription_waits_for_the_server_and_readiness_does_not_wait_for_the_scheduler() {
     let scheduler = FakeScheduler::start().await.unwrap();
     let server = StandIn::start([127, 0, 0, 1].into()).await.unwrap();

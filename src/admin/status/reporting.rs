@@ -94,6 +94,12 @@ pub(super) fn findings(shared: &Shared, conditions: &[Condition]) -> Vec<Finding
         ));
     }
     if let Some(status) = status(shared) {
+        if status.mismatches > 0 {
+            all.push(finding(
+                "state-mismatch",
+                format!("the scheduler has refused {} of the agent's events (\"State mismatch\"): memory that it holds back for models that were deleted while they were loading comes back only with the next subscription", status.mismatches),
+            ));
+        }
         for refused in status.refused {
             all.push(finding("model-cannot-fit", refused.why));
         }
