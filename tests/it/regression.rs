@@ -1,0 +1,80 @@
+//! Faults that were found once: each began as a failing case here.
+
+use std::time::Duration;
+
+use agent_shim::relay::frames::{Calls, Filter, GOAWAY, LeaveOut};
+use agent_shim::relay::splice::{Far, Http2, Splice};
+use prometheus::IntCounter;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+use crate::support::http::raw;
+use crate::support::{Shim, grpc, pair, refused, within};
+
+/// Two ends of a TCP connection.
+async fn ends() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (a, b) = tokio::join!(
+        TcpStream::connect(listener.local_addr().unwrap()),
+        listener.accept()
+    );
+    (a.unwrap(), b.unwrap().0)
+}
+
+/// A splice between two ends that the test holds: the caller's and the server's.
+async fn splice() -> (Splice, TcpStream, TcpStream) {
+    let ((caller, near), (far, server)) = (ends().await, ends().await);
+    let filter = |pings| Filter::new(LeaveOut { acks: 0, pings });
+    let counter = || IntCounter::new("c", "c").unwrap();
+    let splice = Splice {
+        caller: near,
+        far: Far::Server(far),
+        to_server: Vec::new(),
+        to_caller: Vec::new(),
+        http2: Some(Http2 {
+            from_caller: filter(true),
+            from_server: filter(false),
+            pings: Vec::new(),
+            calls: Calls::default(),
+            opened: counter(),
+        }),
+        received: counter(),
+        sent: counter(),
+    };
+    (splice, caller, server)
+}
+
+/// RFC 9113, 6.8: the last stream of a GOAWAY must not rise. grpc-go ends the whole connection,
+/// and with it every running call, when it does.
+#[tokio::test]
+async fn after_a_goaway_of_the_server_the_shim_says_none_of_its_own() {
+    let (splice, mut caller, mut server) = splice().await;
+    let (move_on, moved) = oneshot::channel::<()>();
+    let carried = tokio::spawn(splice.run(async {
+        if moved.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }));
+    let mut last = GOAWAY;
+    last[9..13].copy_from_slice(&[0, 0, 0, 1]);
+    server.write_all(&last).await.unwrap();
+    let mut heard = [0; 17];
+    within("the server's GOAWAY", caller.read_exact(&mut heard))
+        .await
+        .unwrap();
+    assert_eq!(heard, last);
+    move_on.send(()).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let data = [0, 0, 1, 0, 1, 0, 0, 0, 1, b'x'];
+    server.write_all(&data).await.unwrap();
+    drop(server);
+    let mut rest = Vec::new();
+    within("the end", caller.read_to_end(&mut rest))
+        .await
+        .unwrap();
+    assert_eq!(rest, data, "a second GOAWAY with a higher last stream");
+    drop(caller);
+    within("the splice to end", carried).await.unwrap();
+}
+
