@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::Context;
 use super::answer::{self, Answered, Question};
 use super::connect::connect;
+use crate::health::State;
 
 const LIVE: &str = "/inference.GRPCInferenceService/ServerLive";
 const READY: &str = "/inference.GRPCInferenceService/ServerReady";
@@ -69,6 +70,8 @@ struct Calls {
 }
 
 struct Server {
+    /// The candidate's index.
+    index: usize,
     sender: SendRequest<Relayed>,
     task: JoinHandle<()>,
 }
@@ -162,9 +165,17 @@ impl Calls {
     }
 
     /// A sender on this caller's own connection to the server, opened again when it has gone.
+    /// One to a candidate that is down takes no new calls, which would only hang; those that run
+    /// on it stay, since the library ends a connection only with its last call.
     async fn sender(&self) -> Result<SendRequest<Relayed>, String> {
         let mut server = self.server.lock().await;
+        let view = self.context.view();
+        let is_down = |index: usize| {
+            let endpoint = view.of(self.context.protocol).get(index);
+            endpoint.is_none_or(|e| e.health.state == State::Down)
+        };
         if let Some(open) = server.as_mut()
+            && !is_down(open.index)
             && open.sender.ready().await.is_ok()
         {
             return Ok(open.sender.clone());
@@ -183,6 +194,7 @@ impl Calls {
         *server = Some(Server {
             sender: sender.clone(),
             task,
+            index: connected.index,
         });
         Ok(sender)
     }

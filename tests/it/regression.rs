@@ -78,3 +78,32 @@ async fn after_a_goaway_of_the_server_the_shim_says_none_of_its_own() {
     within("the splice to end", carried).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_control_connection_does_not_send_new_calls_to_a_server_that_is_wedged() {
+    let (server, shim) = pair(&[("SHIM_OUTAGE_GRACE", "700ms")]).await;
+    let mut control = grpc::Client::connect(shim.grpc()).await;
+    control.call("ServerLive", b"").await.unwrap();
+    // From here on it has a connection to the server.
+    let mut stream = control
+        .open_with("ModelStreamInfer", &[], &[b"a"])
+        .await
+        .unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), "a");
+    server.wedge();
+    shim.state("127.0.0.1", "grpc", "down").await;
+    let answer = control.call("ModelInfer", b"x").await.unwrap();
+    assert_eq!(answer.status().0, 14);
+    server.unwedge();
+    stream.say(b"b").await;
+    assert_eq!(
+        stream.next().await.unwrap().unwrap(),
+        "b",
+        "a running call was cut"
+    );
+    shim.ready().await;
+    assert_eq!(
+        control.call("ModelInfer", b"x").await.unwrap().messages,
+        ["x"]
+    );
+}
+
