@@ -184,6 +184,8 @@ impl Calls {
         let connected = connect(&self.context).await.map_err(|e| e.why)?;
         // No keep-alive pings: MLServer answers them with GOAWAY.
         let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            // A status may carry a traceback; the library's own limit is 16 KiB.
+            .max_header_list_size(super::opening::MAX_HEADER_LIST)
             .handshake(TokioIo::new(connected.stream))
             .await
             .map_err(|error| error.to_string())?;
@@ -192,9 +194,9 @@ impl Calls {
             let _ = connection.await;
         });
         *server = Some(Server {
+            index: connected.index,
             sender: sender.clone(),
             task,
-            index: connected.index,
         });
         Ok(sender)
     }

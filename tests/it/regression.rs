@@ -107,3 +107,63 @@ async fn a_control_connection_does_not_send_new_calls_to_a_server_that_is_wedged
     );
 }
 
+/// As the trailers of a Python traceback are; the agent's own client takes 16 MiB.
+#[tokio::test]
+async fn a_status_of_many_words_passes_a_control_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let live = request.uri().path().ends_with("ServerLive");
+                    let response = http::Response::builder()
+                        .header("content-type", "application/grpc")
+                        .body(())
+                        .unwrap();
+                    let mut body = respond.send_response(response, false).unwrap();
+                    let mut trailers = http::HeaderMap::new();
+                    if live {
+                        body.send_data(grpc::framed(&[8, 1]), false).unwrap();
+                        trailers.insert("grpc-status", "0".parse().unwrap());
+                    } else {
+                        trailers.insert("grpc-status", "13".parse().unwrap());
+                        trailers.insert("grpc-message", "x".repeat(40_000).parse().unwrap());
+                    }
+                    body.send_trailers(trailers).unwrap();
+                }
+            });
+        }
+    });
+    let shim = Shim::before("127.0.0.1", address, address, &[]);
+    shim.state("127.0.0.1", "grpc", "up").await;
+    for kind in ["data", "control"] {
+        let stream = TcpStream::connect(shim.grpc()).await.unwrap();
+        let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+        let driven = tokio::spawn(connection);
+        let mut call = async |method: &str| {
+            let request = http::Request::post(format!("http://test{}/{method}", grpc::SERVICE))
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(())
+                .unwrap();
+            let (answer, mut body) = sender.send_request(request, false).unwrap();
+            body.send_data(grpc::framed(b""), true).unwrap();
+            let answer = within("the answer", answer).await.unwrap();
+            let (head, mut body) = answer.into_parts();
+            while body.data().await.is_some() {}
+            body.trailers().await.unwrap().unwrap_or(head.headers)
+        };
+        if kind == "control" {
+            assert_eq!(call("ServerLive").await["grpc-status"], "0");
+        }
+        let trailers = call("ModelInfer").await;
+        assert_eq!(trailers["grpc-status"], "13", "{kind}: {trailers:?}");
+        assert_eq!(trailers["grpc-message"].len(), 40_000, "{kind}");
+        driven.abort();
+    }
+    serving.abort();
+}
+
