@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Frame, SizeHint};
@@ -300,9 +300,12 @@ fn for_server(mut request: Request<Incoming>) -> Result<Request<Incoming>, &'sta
     }
     let wants_trailers = accepts_trailers(request.headers());
     // With both, the length is not the body's; only one may reach the server.
-    if request.headers().contains_key(TRANSFER_ENCODING) {
+    let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+    if chunked {
         request.headers_mut().remove(CONTENT_LENGTH);
     }
+        // Belongs to the request, whatever a caller says of it.
+        .filter(|name| *name != HOST)
     strip_hop_by_hop(request.headers_mut());
     if wants_trailers {
         request
@@ -319,6 +322,19 @@ fn for_server(mut request: Request<Incoming>) -> Result<Request<Incoming>, &'sta
 }
 
 fn accepts_trailers(headers: &HeaderMap) -> bool {
+    if chunked {
+        // Said again, for this connection: the library takes a GET without it for one without a
+        // body.
+        request
+            .headers_mut()
+            .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    // HTTP/1.0 needs no host; the server, who is asked in HTTP/1.1, refuses a request without.
+    if request.version() == Version::HTTP_10 && !request.headers().contains_key(HOST) {
+        request
+            .headers_mut()
+            .insert(HOST, HeaderValue::from_static("localhost"));
+    }
     headers.get_all(TE).iter().any(|value| {
         value.to_str().is_ok_and(|text| {
             text.split(',')
@@ -332,3 +348,6 @@ fn for_caller(mut response: Response<Incoming>) -> Response<Incoming> {
     *response.version_mut() = Version::HTTP_11;
     response
 }
+    if response.headers().contains_key(TRANSFER_ENCODING) {
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }

@@ -107,6 +107,34 @@ async fn a_control_connection_does_not_send_new_calls_to_a_server_that_is_wedged
     );
 }
 
+#[tokio::test]
+async fn the_body_of_a_get_in_chunks_reaches_the_server() {
+    let (server, shim) = pair(&[]).await;
+    let get = b"GET /v2 HTTP/1.1\r\nhost: a\r\nx-me: 1\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let answer = raw(shim.http(), get).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let calls = server.calls();
+    let call = calls.iter().find(|c| c.headers.contains_key("x-me"));
+    assert_eq!(call.unwrap().body_bytes, 5);
+}
+
+/// HTTP/1.0 needs no Host, HTTP/1.1 does: MLServer's own server refuses a request without.
+#[tokio::test]
+async fn a_caller_of_http_1_0_without_a_host_gets_through() {
+    let (_server, shim) = pair(&[]).await;
+    let answer = raw(shim.http(), b"GET /headers HTTP/1.0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    assert!(answer.contains("\"host\":"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_host_named_by_connection_is_not_lost() {
+    let (_server, shim) = pair(&[]).await;
+    let get = b"GET /headers HTTP/1.1\r\nhost: a\r\nconnection: close, host\r\n\r\n";
+    let answer = raw(shim.http(), get).await;
+    assert!(answer.contains("\"host\":"), "{answer}");
+}
+
 /// As the trailers of a Python traceback are; the agent's own client takes 16 MiB.
 #[tokio::test]
 async fn a_status_of_many_words_passes_a_control_connection() {
@@ -167,3 +195,28 @@ async fn a_status_of_many_words_passes_a_control_connection() {
     serving.abort();
 }
 
+/// With both, the length is not the body's; only one may reach the caller.
+#[tokio::test]
+async fn an_answer_with_two_lengths_reaches_the_caller_with_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut some = [0; 4096];
+                while stream.read(&mut some).await.unwrap_or(0) > 0 {
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+                    let _ = stream.write_all(answer).await;
+                }
+            });
+        }
+    });
+    let shim = Shim::before("127.0.0.1", address, address, &[]);
+    shim.state("127.0.0.1", "http", "up").await;
+    let get = b"GET /x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let answer = raw(shim.http(), get).await;
+    assert!(answer.contains("hello"), "{answer}");
+    assert!(!answer.contains("content-length: 3"), "{answer}");
+    serving.abort();
+}
