@@ -195,6 +195,29 @@ async fn a_status_of_many_words_passes_a_control_connection() {
     serving.abort();
 }
 
+/// Answered before the body is read: the answer must not be lost to a reset.
+#[tokio::test]
+async fn a_caller_with_a_large_body_gets_the_honest_answer() {
+    let (nowhere, _port) = refused().await;
+    let shim = Shim::before("127.0.0.1", nowhere, nowhere, &[]);
+    for round in 0..5 {
+        let mut stream = TcpStream::connect(shim.http()).await.unwrap();
+        let length = 8 << 20;
+        let head = format!(
+            "POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let sent = stream.write_all(&vec![b' '; length]).await;
+        let mut heard = Vec::new();
+        let read = within("the answer", stream.read_to_end(&mut heard)).await;
+        let text = String::from_utf8_lossy(&heard).into_owned();
+        assert!(
+            sent.is_ok() && text.starts_with("HTTP/1.1 503"),
+            "round {round}: {sent:?} {read:?} {text}"
+        );
+    }
+}
+
 /// With both, the length is not the body's; only one may reach the caller.
 #[tokio::test]
 async fn an_answer_with_two_lengths_reaches_the_caller_with_one() {
