@@ -135,6 +135,38 @@ async fn a_host_named_by_connection_is_not_lost() {
     assert!(answer.contains("\"host\":"), "{answer}");
 }
 
+/// A caller that never makes a call and never stops talking.
+#[tokio::test]
+async fn what_is_remembered_of_a_caller_before_its_first_call_is_bounded() {
+    let (nowhere, _port) = refused().await;
+    let shim = Shim::before("127.0.0.1", nowhere, nowhere, &[]);
+    let stream = TcpStream::connect(shim.grpc()).await.unwrap();
+    let (mut read, mut write) = stream.into_split();
+    let reading = tokio::spawn(async move {
+        let _ = tokio::io::copy(&mut read, &mut tokio::io::sink()).await;
+    });
+    write
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .unwrap();
+    let pings = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], b"pingping"]
+        .concat()
+        .repeat(1024);
+    let flood = async {
+        for _ in 0..1024 {
+            if write.write_all(&pings).await.is_err() {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(
+        within("the flood", flood).await,
+        "17 MiB of pings were taken in"
+    );
+    reading.abort();
+}
+
 /// As the trailers of a Python traceback are; the agent's own client takes 16 MiB.
 #[tokio::test]
 async fn a_status_of_many_words_passes_a_control_connection() {
