@@ -13,14 +13,16 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower::ServiceExt;
 
 use crate::metrics::Metrics;
+use crate::relay::frames::PREFACE;
 use crate::relay::{accept_failed, prepare};
 use crate::state::Shared;
 
@@ -174,6 +176,23 @@ pub async fn report(shared: Shared, reporter: HealthReporter) {
     }
 }
 
+/// Whether the caller shows in time what it speaks. The library waits for that without a bound,
+/// and callers who say nothing would take every place, kubelet's too.
+async fn begun(stream: &TcpStream, limit: Duration) -> bool {
+    let shown = async {
+        let mut first = [0; PREFACE.len()];
+        loop {
+            match stream.peek(&mut first).await {
+                Ok(0) | Err(_) => return false,
+                Ok(n) if n == first.len() || !PREFACE.starts_with(&first[..n]) => return true,
+                // Bytes that are only peeked at wake again at once.
+                Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    timeout(limit, shown).await.unwrap_or(false)
+}
+
 /// Accepts on one listener for ever.
 pub async fn serve(listener: TcpListener, admin: Admin) {
     let admin = Arc::new(admin);
@@ -195,6 +214,9 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         let admin = admin.clone();
         connections.spawn(async move {
             let _place = place;
+            if !begun(&stream, HEADER_LIMIT).await {
+                return;
+            }
             let service = service_fn(move |request| {
                 let admin = admin.clone();
                 async move { Ok::<_, Infallible>(admin.answer(request).await) }
@@ -210,5 +232,30 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn a_caller_that_does_not_show_what_it_speaks_gives_its_place_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for (said, taken) in [
+            (&b""[..], false),
+            (&PREFACE[..5], false),
+            (PREFACE, true),
+            (b"GET", true),
+        ] {
+            let mut caller = TcpStream::connect(listener.local_addr().unwrap())
+                .await
+                .unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            caller.write_all(said).await.unwrap();
+            let limit = Duration::from_millis(200);
+            assert_eq!(begun(&stream, limit).await, taken, "{said:?}");
+        }
     }
 }

@@ -421,6 +421,17 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// Whether the outcome of one address of a name stands for the name rather than that of an earlier
+/// one: a server that is silent is there, whatever is refused beside it, and slow is not dead.
+fn says_more(new: &Outcome, old: &Outcome) -> bool {
+    let rank = |outcome: &Outcome| match outcome {
+        Outcome::Healthy { .. } => 2,
+        Outcome::Unhealthy { reason, .. } if reason.is_silence() => 1,
+        Outcome::Unhealthy { .. } => 0,
+    };
+    rank(new) >= rank(old)
+}
+
 /// The real probes: resolve, then ask each address until one is healthy.
 struct ServerProbe {
     limits: ProbeConfig,
@@ -447,17 +458,22 @@ impl Probe for ServerProbe {
                     };
                 }
             };
-            let mut last = None;
+            let mut last: Option<Report> = None;
             for address in addresses.into_iter().take(MAX_ADDRESSES) {
                 let outcome = match candidate.protocol {
                     Protocol::Http => prober::http::probe(address, &limits).await,
                     Protocol::Grpc => prober::grpc::probe(address, &limits).await,
                 };
                 let healthy = matches!(outcome, Outcome::Healthy { .. });
-                last = Some(Report {
-                    outcome,
-                    address: Some(address),
-                });
+                if last
+                    .as_ref()
+                    .is_none_or(|l| says_more(&outcome, &l.outcome))
+                {
+                    last = Some(Report {
+                        outcome,
+                        address: Some(address),
+                    });
+                }
                 if healthy {
                     break;
                 }
@@ -487,6 +503,21 @@ mod tests {
             tasks,
             metrics: Metrics::new(),
         }
+    }
+
+    #[test]
+    fn a_silent_address_of_a_name_stands_before_one_that_refuses() {
+        let of = |reason| Outcome::Unhealthy {
+            reason,
+            detail: String::new(),
+        };
+        let (silent, refused) = (of(Reason::ResponseTimeout), of(Reason::Refused));
+        assert!(says_more(&silent, &refused) && !says_more(&refused, &silent));
+        let healthy = Outcome::Healthy {
+            ready: None,
+            latency: Duration::ZERO,
+        };
+        assert!(says_more(&healthy, &silent) && !says_more(&silent, &healthy));
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,6 +15,7 @@ const HEADERS: u8 = 0x1;
 const RST_STREAM: u8 = 0x3;
 const SETTINGS: u8 = 0x4;
 const PING: u8 = 0x6;
+const GOING: u8 = 0x7;
 const CONTINUATION: u8 = 0x9;
 
 const FLAG_ACK: u8 = 0x1;
@@ -61,6 +62,11 @@ impl FrameHead {
     /// Announces settings.
     pub fn is_settings(&self) -> bool {
         self.kind == SETTINGS && self.flags & FLAG_ACK == 0
+    }
+
+    /// Says that no more calls are taken.
+    pub fn is_goaway(&self) -> bool {
+        self.kind == GOING
     }
 
     /// Asks for a pong.

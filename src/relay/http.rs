@@ -14,18 +14,18 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Frame, SizeHint};
-use http_body_util::Either;
+use http_body_util::{BodyExt, Either};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::answer::{self, Answered, Question, http_error};
 use super::caller::{Caller, UnderWay};
@@ -37,6 +37,9 @@ use crate::config::Mode;
 
 /// A kept connection that has been idle for longer is not used again; MLServer closes at 5 s.
 const IDLE: Duration = Duration::from_secs(4);
+
+/// How long an answer of the shim's own waits for the body that nobody will read.
+const READ_ON: Duration = Duration::from_secs(1);
 
 type Body = Either<Incoming, answer::Body>;
 
@@ -191,6 +194,7 @@ impl Server {
     }
 
     async fn forward(&self, request: Request<Incoming>) -> Response<Body> {
+        let waits = request.headers().contains_key(EXPECT);
         let mut request = match for_server(request) {
             Ok(request) => request,
             Err(why) => {
@@ -203,6 +207,9 @@ impl Server {
             let mut server = match self.take(fresh).await {
                 Ok(server) => server,
                 Err(why) => {
+                    if !waits {
+                        read_on(request.into_body()).await;
+                    }
                     return self.error(
                         StatusCode::SERVICE_UNAVAILABLE,
                         Answered::Unavailable,
@@ -263,6 +270,14 @@ impl Server {
     }
 }
 
+/// Takes what the caller still sends, for a while: a connection that is closed with bytes unread
+/// is reset, and the answer is lost with it.
+async fn read_on(mut body: Incoming) {
+    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+    // A caller that is slower than this may miss the reason; it gets its answer now.
+    let _ = timeout(READ_ON, rest).await;
+}
+
 /// Whether a call may have changed what is loaded.
 fn changes_models(method: &Method, path: &str) -> bool {
     method == Method::POST
@@ -288,6 +303,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
+        // Belongs to the request, whatever a caller says of it.
+        .filter(|name| *name != HOST)
         .collect();
     for name in HOP_BY_HOP.iter().chain(&listed) {
         headers.remove(name);
@@ -300,10 +317,24 @@ fn for_server(mut request: Request<Incoming>) -> Result<Request<Incoming>, &'sta
     }
     let wants_trailers = accepts_trailers(request.headers());
     // With both, the length is not the body's; only one may reach the server.
-    if request.headers().contains_key(TRANSFER_ENCODING) {
+    let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+    if chunked {
         request.headers_mut().remove(CONTENT_LENGTH);
     }
     strip_hop_by_hop(request.headers_mut());
+    if chunked {
+        // Said again, for this connection: the library takes a GET without it for one without a
+        // body.
+        request
+            .headers_mut()
+            .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    // HTTP/1.0 needs no host; the server, who is asked in HTTP/1.1, refuses a request without.
+    if request.version() == Version::HTTP_10 && !request.headers().contains_key(HOST) {
+        request
+            .headers_mut()
+            .insert(HOST, HeaderValue::from_static("localhost"));
+    }
     if wants_trailers {
         request
             .headers_mut()
@@ -328,6 +359,9 @@ fn accepts_trailers(headers: &HeaderMap) -> bool {
 }
 
 fn for_caller(mut response: Response<Incoming>) -> Response<Incoming> {
+    if response.headers().contains_key(TRANSFER_ENCODING) {
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
     strip_hop_by_hop(response.headers_mut());
     *response.version_mut() = Version::HTTP_11;
     response

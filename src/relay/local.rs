@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::Context;
 use super::answer::{self, Answered, Question};
 use super::connect::connect;
+use crate::health::State;
 
 const LIVE: &str = "/inference.GRPCInferenceService/ServerLive";
 const READY: &str = "/inference.GRPCInferenceService/ServerReady";
@@ -69,6 +70,8 @@ struct Calls {
 }
 
 struct Server {
+    /// The candidate's index.
+    index: usize,
     sender: SendRequest<Relayed>,
     task: JoinHandle<()>,
 }
@@ -162,9 +165,17 @@ impl Calls {
     }
 
     /// A sender on this caller's own connection to the server, opened again when it has gone.
+    /// One to a candidate that is down takes no new calls, which would only hang; those that run
+    /// on it stay, since the library ends a connection only with its last call.
     async fn sender(&self) -> Result<SendRequest<Relayed>, String> {
         let mut server = self.server.lock().await;
+        let view = self.context.view();
+        let is_down = |index: usize| {
+            let endpoint = view.of(self.context.protocol).get(index);
+            endpoint.is_none_or(|e| e.health.state == State::Down)
+        };
         if let Some(open) = server.as_mut()
+            && !is_down(open.index)
             && open.sender.ready().await.is_ok()
         {
             return Ok(open.sender.clone());
@@ -173,6 +184,8 @@ impl Calls {
         let connected = connect(&self.context).await.map_err(|e| e.why)?;
         // No keep-alive pings: MLServer answers them with GOAWAY.
         let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            // A status may carry a traceback; the library's own limit is 16 KiB.
+            .max_header_list_size(super::opening::MAX_HEADER_LIST)
             .handshake(TokioIo::new(connected.stream))
             .await
             .map_err(|error| error.to_string())?;
@@ -181,6 +194,7 @@ impl Calls {
             let _ = connection.await;
         });
         *server = Some(Server {
+            index: connected.index,
             sender: sender.clone(),
             task,
         });

@@ -22,6 +22,9 @@ use super::frames::{Calls, Filter, LeaveOut, PREFACE, Walker};
 /// Largest header list of a call that the shim reads itself. Far above MLServer's own limit of
 /// 16 KiB, so that it is the server that refuses, in its own words.
 pub(super) const MAX_HEADER_LIST: u32 = 1024 * 1024;
+/// Bytes of a caller that are kept for the server. Far above the largest first call and its part
+/// of a body; only a caller that talks without ever calling gets there.
+const MAX_HEARD: usize = 4 * 1024 * 1024;
 /// Bytes for the caller that may wait unsent, before the handshake stops reading.
 const MAX_UNSENT: usize = 64 * 1024;
 
@@ -121,7 +124,10 @@ async fn first_path(io: Recorder) -> Result<String, NotOpened> {
 }
 
 fn ended(error: h2::Error) -> NotOpened {
-    if error.is_io() {
+    let too_much = error
+        .get_io()
+        .is_some_and(|io| io.kind() == io::ErrorKind::QuotaExceeded);
+    if error.is_io() && !too_much {
         NotOpened::Closed
     } else {
         NotOpened::Malformed
@@ -225,6 +231,9 @@ impl AsyncRead for Recorder {
             this.hear(&bytes);
             out.put_slice(&bytes);
             return Poll::Ready(Ok(()));
+        }
+        if this.heard.len() > MAX_HEARD {
+            return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()));
         }
         let had = out.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, out))?;

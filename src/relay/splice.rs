@@ -283,7 +283,13 @@ impl<F: Socket, T: Socket> Half<'_, F, T> {
                 }
                 () = self.pongs.wake.notified(), if down => continue,
             }
-            match self.step(&mut on_head) {
+            // The last stream of a GOAWAY must not rise (RFC 9113, 6.8): where the server has said
+            // its own, ours would end the connection, and with it the calls that still run.
+            let step = self.step(|head| {
+                told |= head.is_goaway();
+                on_head(head);
+            });
+            match step {
                 Ok(Step::Passed) => {}
                 Ok(Step::Left(rest)) => self.send(&rest).await?,
                 Ok(Step::End) => {

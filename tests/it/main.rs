@@ -23,6 +23,7 @@ mod life_cycle;
 mod metrics;
 mod observe;
 mod real_server;
+mod regression;
 mod selection;
 mod standin;
 mod subscription;
