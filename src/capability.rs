@@ -11,9 +11,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+pub mod gate;
 pub mod installed;
 pub mod listed;
 pub mod probe_model;
+pub mod runner;
 pub mod table;
 
 #[cfg(test)]
