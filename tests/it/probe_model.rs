@@ -143,7 +143,8 @@ async fn a_restarted_server_is_asked_again_but_never_while_a_model_is_loaded() {
     let shim = before(&server, models.path());
     until_live(&shim).await;
 
-    // A load over gRPC is under way while the HTTP side comes back.
+    // A load over gRPC is under way while the HTTP side comes back. It is a second one of a model
+    // that serves, so the server calls itself ready, and only the relay knows.
     server.set_load_delay(Duration::from_secs(600));
     server.stop_http().await;
     shim.state("127.0.0.1", "http", "down").await;
@@ -151,7 +152,7 @@ async fn a_restarted_server_is_asked_again_but_never_while_a_model_is_loaded() {
     let load = tokio::spawn(async move {
         let mut agent = grpc::Client::connect(to).await;
         agent
-            .open_with("RepositoryModelLoad", &[], &[b"\x12\x03big"])
+            .open_with("RepositoryModelLoad", &[], &[b"\x12\x04iris"])
             .await
     });
     let method = "/inference.GRPCInferenceService/RepositoryModelLoad";

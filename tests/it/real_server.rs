@@ -10,6 +10,9 @@ use agent_shim::capability::{self, Source, Verdict, installed, probe_model};
 use agent_shim::capacity::{self, cgroup, memory};
 use agent_shim::clock::Clock;
 use agent_shim::config::load_from;
+use agent_shim::demo::agent::{AgentConfig, FakeAgent};
+use agent_shim::demo::scheduler::FakeScheduler;
+use agent_shim::demo::store::Store;
 use agent_shim::metrics::Metrics;
 use agent_shim::models::Inventory;
 use agent_shim::observer::{Observer, Settings};
@@ -279,7 +282,11 @@ async fn the_whole_sidecar_asks_the_real_server_before_the_agent_sees_it() {
     let server = MlServer::start(&venv);
     let (http, grpc_port) = (server.http.to_string(), server.grpc.to_string());
     let models = server.home.join("models");
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let scheduler_at = scheduler.agent.to_string();
     let shim = Shim::start(&[
+        ("SHIM_SCHEDULER", &scheduler_at),
+        ("SHIM_AGENT_PORT", "0"),
         ("SHIM_INFERENCE_HOSTS", "127.0.0.1"),
         ("SHIM_INFERENCE_HTTP_PORT", &http),
         ("SHIM_INFERENCE_GRPC_PORT", &grpc_port),
@@ -315,16 +322,15 @@ async fn the_whole_sidecar_asks_the_real_server_before_the_agent_sees_it() {
     })
     .await;
     assert_eq!(known["distributions"], packages(&venv).len(), "{known}");
-    // An agent that declares nothing is told of sklearn.
-    let settings = [("SHIM_CAPABILITIES_PROBE", "true")];
-    let settings = Settings::of(&load_from(settings).unwrap().config);
-    let client = reqwest::Client::new();
-    let answer = probe_model::probe(&client, &server.base(), &models, LIMIT).await;
-    let at = Duration::ZERO;
-    let observation = answer.unwrap().observation(at);
-    let out = capability::reconcile(&[], &observation, &settings.capabilities.policy);
-    assert_eq!(
-        capability::check("sklearn", &out.reported),
-        Verdict::Satisfied
-    );
+
+    // An agent that declares nothing of the kind is subscribed with sklearn.
+    let mut config = AgentConfig::new(shim.bound.agent[0], 1 << 30);
+    config.capabilities = vec!["mlserver".into()];
+    let _agent = FakeAgent::start(config);
+    let told = |store: &Store| {
+        let mut replicas = store.replicas.values();
+        replicas.any(|r| r.capabilities.iter().any(|name| name == "sklearn"))
+    };
+    let subscribed = scheduler.until(LIMIT, told).await;
+    assert!(subscribed, "{}", shim.status().await);
 }
