@@ -12,15 +12,17 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin};
+use crate::capability::gate::Gate;
+use crate::capability::runner::{self, Runner};
 use crate::clock::Clock;
-use crate::config::{Config, ProbeConfig};
+use crate::config::{Config, Mode, ProbeConfig};
 use crate::correction::Correction;
 use crate::drain::Drain;
 use crate::endpoint::{Candidate, Protocol};
 use crate::health::{Outcome, Reason};
 use crate::metrics::Metrics;
 use crate::models::{self, Inspector};
-use crate::observer::{self, Observer};
+use crate::observer::{self, Observer, Probed};
 use crate::prober::resolve::Resolver;
 use crate::prober::{self, Probe, ProbeFuture, Prober, Report};
 use crate::relay::{self, Context, RelayMetrics};
@@ -105,20 +107,37 @@ impl App {
             watching.clone(),
             clock,
             config.index_interval,
-            client,
+            client.clone(),
             config.probe.connect_timeout,
             &metrics,
         );
+        let (runner, probed) = match asking(config, &metrics) {
+            Asking::Never(probed) => (None, probed),
+            Asking::Through(series) => {
+                let parts = runner::Parts {
+                    watching: watching.clone(),
+                    clock,
+                    client,
+                    models_dir: config.capabilities.models_dir.clone(),
+                    gate: Gate::default(),
+                    drain: drain.clone(),
+                    poke: poke.clone(),
+                };
+                let gate = parts.gate.clone();
+                let (runner, probed) = Runner::new(parts, series);
+                (Some((runner, gate)), probed)
+            }
+        };
+        let gate = runner.as_ref().map(|(_, gate)| gate.clone());
         // The slowest probe round of a working process: a look-up, a connection, two answers.
         let heartbeat = 10 * config.probe.interval + Duration::from_secs(10);
-        // Nobody runs a probe model yet: the sender is kept only so that the channel stays open.
         let (observer, observed) = Observer::new(
             observer::Settings {
                 proc: proc.into(),
                 ..observer::Settings::of(config)
             },
             inventory.clone(),
-            watch::channel(None).1,
+            probed,
             clock,
             &metrics,
         );
@@ -153,6 +172,7 @@ impl App {
             connect_timeout: config.probe.connect_timeout,
             header_timeout: config.header_timeout,
             poke: poke.clone(),
+            gate: gate.clone(),
             metrics,
         };
         let http = context(Protocol::Http, http_metrics);
@@ -174,6 +194,9 @@ impl App {
             tasks.spawn(named("gRPC relay", relay));
         }
         tasks.spawn(named("observer", observer.run()));
+        if let Some((runner, _)) = runner {
+            tasks.spawn(named("probe model", runner.run()));
+        }
         let figures = interposed.as_ref().map(|i| i.reader.metrics());
         tasks.spawn(named("correction", keeper.showing(figures).run()));
         match interposed {
@@ -237,6 +260,25 @@ impl App {
             ended = self.tasks.join_next() => return Err(task_ended(ended)),
         }
         Ok(())
+    }
+}
+
+/// Whether the server is asked through the probe model.
+enum Asking {
+    Never(Probed),
+    Through(runner::Series),
+}
+
+fn asking(config: &Config, metrics: &Metrics) -> Asking {
+    let series = runner::Series::new(metrics);
+    match (config.capabilities.probe, config.mode) {
+        (true, Mode::Correct) => Asking::Through(series),
+        // Nobody need wait for an answer that does not come.
+        (true, mode) => {
+            let why = format!("SHIM_MODE is {}", mode.as_str());
+            Asking::Never(watch::channel(Some(Arc::new(Err(why)))).1)
+        }
+        (false, _) => Asking::Never(watch::channel(None).1),
     }
 }
 

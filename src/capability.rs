@@ -2,8 +2,9 @@
 //! installed.
 //!
 //! Pure: [`installed`], [`listed`] and [`probe_model`] learn what there is, [`table`] knows the
-//! names, this decides. A name that the table does not know is a label of the operator's and
-//! always stays; under `add` nothing that was declared ever goes.
+//! names, this decides; [`runner`] chooses the moment of the probe model. A name that the table
+//! does not know is a label of the operator's and always stays; under `add` nothing that was
+//! declared ever goes.
 //!
 //! For the interposer: call [`reconcile`] with the agent's list, an [`Observation`] (from
 //! [`crate::observer::Observed`]) and the [`Policy`]; send [`Reconciled::reported`].
@@ -11,9 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+pub mod gate;
 pub mod installed;
 pub mod listed;
 pub mod probe_model;
+pub mod runner;
 pub mod table;
 
 #[cfg(test)]

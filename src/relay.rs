@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use crate::capability::gate::Gate;
 use crate::clock::Clock;
 use crate::config::Mode;
 use crate::drain::{Busy, Drain};
@@ -34,6 +35,7 @@ pub mod grpc;
 pub mod http;
 pub mod local;
 pub mod opening;
+pub mod reserved;
 pub mod splice;
 
 /// Everything a connection needs. Cloned for each relay.
@@ -57,6 +59,8 @@ pub struct Context {
     pub header_timeout: Duration,
     /// Told when a call has changed what is loaded.
     pub poke: Poke,
+    /// Set where the server is asked through the probe model.
+    pub gate: Option<Gate>,
     /// The relay's series.
     pub metrics: RelayMetrics,
 }

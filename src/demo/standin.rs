@@ -135,6 +135,11 @@ impl StandIn {
         self.0.world.set(|s| s.load_delay = delay);
     }
 
+    /// What every inference over HTTP answers as its only element, instead of the number 1.
+    pub fn set_said(&self, text: &str) {
+        self.0.world.set(|s| s.said = Some(text.into()));
+    }
+
     /// How long an HTTP connection may be idle after an answer; 5 s, as in MLServer. Connections
     /// that are idle already keep the old limit until their next answer.
     pub fn set_idle_close(&self, limit: Duration) {

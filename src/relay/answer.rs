@@ -8,6 +8,7 @@ use http_body_util::Full;
 use prost::Message;
 
 use super::Context;
+use crate::capability::gate;
 use crate::proto::{ServerLiveResponse, ServerReadyResponse};
 
 /// Marks an answer that did not come from the inference server.
@@ -30,11 +31,13 @@ pub enum Answered {
     BadGateway,
     /// A method that this path does not take.
     MethodNotAllowed,
+    /// A load or unload of the probe model by a caller.
+    Reserved,
 }
 
 impl Answered {
     /// All answers, in the order in which they are exported.
-    pub const ALL: [Answered; 7] = [
+    pub const ALL: [Answered; 8] = [
         Answered::Live,
         Answered::NotLive,
         Answered::Ready,
@@ -42,6 +45,7 @@ impl Answered {
         Answered::Unavailable,
         Answered::BadGateway,
         Answered::MethodNotAllowed,
+        Answered::Reserved,
     ];
 
     /// The label, and the value of the header that marks the answer.
@@ -54,6 +58,7 @@ impl Answered {
             Answered::Unavailable => "unavailable",
             Answered::BadGateway => "bad-gateway",
             Answered::MethodNotAllowed => "method-not-allowed",
+            Answered::Reserved => "reserved",
         }
     }
 }
@@ -71,7 +76,10 @@ pub enum Question {
 pub fn verdict(context: &Context, question: Question) -> (Answered, Option<String>) {
     let protocol = context.protocol;
     let view = context.view();
-    let live = view.live(protocol, context.clock.now(), context.grace);
+    let mut live = view.live(protocol, context.clock.now(), context.grace);
+    if live.is_ok() && context.gate.as_ref().is_some_and(|gate| !gate.is_open()) {
+        live = Err(gate::CLOSED.into());
+    }
     let answer = match (question, live) {
         (Question::Live, Ok(())) => (Answered::Live, None),
         (Question::Live, Err(why)) => (Answered::NotLive, Some(why)),
@@ -152,11 +160,16 @@ pub fn grpc_health(context: &Context, question: Question) -> (Bytes, HeaderMap) 
     (frame.freeze(), trailers)
 }
 
-/// The headers of a gRPC answer that is only a status: UNAVAILABLE and the reason.
-pub fn grpc_unavailable(why: &str) -> HeaderMap {
+/// The gRPC statuses that the shim gives.
+pub const PERMISSION_DENIED: u16 = 7;
+/// The server is down.
+pub const UNAVAILABLE: u16 = 14;
+
+/// The headers of a gRPC answer that is only a status and the reason.
+pub fn grpc_status(code: u16, why: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from_static("14"));
+    headers.insert("grpc-status", HeaderValue::from(code));
     headers.insert(
         "grpc-message",
         percent_encoded(&format!("agent-shim: {why}")),

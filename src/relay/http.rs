@@ -14,11 +14,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, TE,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Frame, SizeHint};
-use http_body_util::{BodyExt, Either};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::service::service_fn;
@@ -31,8 +32,10 @@ use super::answer::{self, Answered, Question, http_error};
 use super::caller::{Caller, UnderWay};
 use super::connect::connect;
 use super::greeting::greet;
+use super::reserved;
 use super::splice::{Ended, Far, Splice};
 use super::{Context, End};
+use crate::capability::gate::Gate;
 use crate::config::Mode;
 
 /// A kept connection that has been idle for longer is not used again; MLServer closes at 5 s.
@@ -181,11 +184,48 @@ impl Server {
             };
         }
         let changes_models = changes_models(request.method(), request.uri().path());
-        let response = self.forward(request).await;
+        let gate = self.context.gate.as_ref();
+        if gate.is_some() && reserved::names_http(request.method(), request.uri().path()) {
+            return self.error(StatusCode::FORBIDDEN, Answered::Reserved, reserved::REFUSED);
+        }
+        let _loading = gate.filter(|_| changes_models).map(Gate::loading);
+        let response = if gate.is_some() && request.uri().path() == INDEX {
+            self.index(request).await
+        } else {
+            self.forward(request).await
+        };
         if changes_models {
             self.context.poke.now();
         }
         response
+    }
+
+    /// The repository index without the probe model.
+    async fn index(&self, mut request: Request<Incoming>) -> Response<Body> {
+        // What is compressed cannot be read.
+        request.headers_mut().remove(ACCEPT_ENCODING);
+        let (mut head, body) = self.forward(request).await.into_parts();
+        let body = match body {
+            Either::Left(body) if is_small(&body) => body,
+            other => return Response::from_parts(head, other),
+        };
+        let bytes = match body.collect().await {
+            Ok(collected) => collected.to_bytes(),
+            Err(error) => {
+                let why =
+                    format!("the inference server broke off its answer with the index ({error})");
+                return self.error(StatusCode::BAD_GATEWAY, Answered::BadGateway, &why);
+            }
+        };
+        let bytes = match reserved::without_json(&bytes) {
+            Some(shorter) => {
+                head.headers
+                    .insert(CONTENT_LENGTH, HeaderValue::from(shorter.len()));
+                Bytes::from(shorter)
+            }
+            None => bytes,
+        };
+        Response::from_parts(head, Either::Right(Full::new(bytes)))
     }
 
     fn error(&self, status: StatusCode, answered: Answered, why: &str) -> Response<Body> {
@@ -276,6 +316,14 @@ async fn read_on(mut body: Incoming) {
     let rest = async { while let Some(Ok(_)) = body.frame().await {} };
     // A caller that is slower than this may miss the reason; it gets its answer now.
     let _ = timeout(READ_ON, rest).await;
+}
+
+const INDEX: &str = "/v2/repository/index";
+
+/// MLServer says the length of every answer that it does not stream.
+fn is_small(body: &Incoming) -> bool {
+    let length = http_body::Body::size_hint(body).exact();
+    length.is_some_and(|length| length <= reserved::MAX_HELD as u64)
 }
 
 /// Whether a call may have changed what is loaded.

@@ -8,7 +8,10 @@ use std::task::{Context as Task, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, Version, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, Version, header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
@@ -22,7 +25,9 @@ use tokio::time::timeout;
 use super::Context;
 use super::answer::{self, Answered, Question};
 use super::connect::connect;
+use super::reserved::{self, Held};
 use crate::health::State;
+use crate::view::View;
 
 const LIVE: &str = "/inference.GRPCInferenceService/ServerLive";
 const READY: &str = "/inference.GRPCInferenceService/ServerReady";
@@ -104,11 +109,50 @@ impl Calls {
         let changes = ["/RepositoryModelLoad", "/RepositoryModelUnload"]
             .iter()
             .any(|method| request.uri().path().ends_with(method));
-        let response = self.forward(request).await;
+        let Some(gate) = &self.context.gate else {
+            let response = self.forward(request.map(Relayed::Passed)).await;
+            if changes {
+                self.context.poke.now();
+            }
+            return response;
+        };
         if changes {
+            let _loading = gate.loading();
+            let (head, body) = request.into_parts();
+            let (held, message) = Held::first_message(body).await;
+            if message.is_some_and(|message| reserved::names_grpc(&message)) {
+                return self.status(
+                    answer::PERMISSION_DENIED,
+                    Answered::Reserved,
+                    reserved::REFUSED,
+                );
+            }
+            let request = Request::from_parts(head, Relayed::Held(held));
+            let response = self.forward(request).await;
             self.context.poke.now();
+            return response;
         }
-        response
+        if request.uri().path().ends_with("/RepositoryIndex") {
+            return self.index(request).await;
+        }
+        self.forward(request.map(Relayed::Passed)).await
+    }
+
+    /// The repository index without the probe model.
+    async fn index(&self, mut request: Request<Incoming>) -> Response<Relayed> {
+        // What is compressed cannot be read.
+        request.headers_mut().remove("grpc-accept-encoding");
+        let response = self.forward(request.map(Relayed::Passed)).await;
+        let (mut head, body) = response.into_parts();
+        let Relayed::Passed(body) = body else {
+            return Response::from_parts(head, body);
+        };
+        let (mut held, message) = Held::first_message(body).await;
+        if let Some(shorter) = message.and_then(|message| reserved::without_grpc(&message)) {
+            held.replace(&shorter);
+            head.headers.remove(CONTENT_LENGTH);
+        }
+        Response::from_parts(head, Relayed::Held(held))
     }
 
     /// Waits for the server on behalf of a caller that has the time.
@@ -123,14 +167,19 @@ impl Calls {
             .filter(|deadline| *deadline > 2 * HOLD_MARGIN)
             .map(|deadline| (deadline - HOLD_MARGIN).min(context.live_hold));
         if let Some(limit) = limit {
-            let live =
-                context.until(|view| view.live(protocol, context.clock.now(), grace).is_ok());
+            let live = async {
+                if let Some(gate) = &context.gate {
+                    gate.opened().await;
+                }
+                let is_live = |view: &View| view.live(protocol, context.clock.now(), grace).is_ok();
+                context.until(is_live).await;
+            };
             // At the limit the caller gets the honest answer.
             let _ = timeout(limit, live).await;
         }
     }
 
-    async fn forward(&self, request: Request<Incoming>) -> Response<Relayed> {
+    async fn forward(&self, request: Request<Relayed>) -> Response<Relayed> {
         let mut sender = match self.sender().await {
             Ok(sender) => sender,
             Err(why) => return self.unavailable(&why),
@@ -138,10 +187,7 @@ impl Calls {
         let (mut head, body) = request.into_parts();
         head.version = Version::HTTP_2;
         self.context.metrics.calls.inc();
-        match sender
-            .send_request(Request::from_parts(head, Relayed::Passed(body)))
-            .await
-        {
+        match sender.send_request(Request::from_parts(head, body)).await {
             Ok(response) => response.map(Relayed::Passed),
             Err(error) => {
                 self.context.watching.hints.probe_now(self.context.protocol);
@@ -155,12 +201,17 @@ impl Calls {
     }
 
     fn unavailable(&self, why: &str) -> Response<Relayed> {
-        self.context.metrics.answered(Answered::Unavailable);
+        self.status(answer::UNAVAILABLE, Answered::Unavailable, why)
+    }
+
+    fn status(&self, code: u16, answered: Answered, why: &str) -> Response<Relayed> {
+        self.context.metrics.answered(answered);
         let mut response = Response::new(Relayed::Own(None, None));
-        *response.headers_mut() = answer::grpc_unavailable(why);
-        response
-            .headers_mut()
-            .insert(answer::ANSWERED, HeaderValue::from_static("unavailable"));
+        *response.headers_mut() = answer::grpc_status(code, why);
+        response.headers_mut().insert(
+            answer::ANSWERED,
+            HeaderValue::from_static(answered.as_str()),
+        );
         response
     }
 
@@ -202,9 +253,11 @@ impl Calls {
     }
 }
 
-/// A body that passes through, or one of the shim's own: at most one message, then trailers.
+/// A body that passes through, whole or after its beginning was read, or one of the shim's own: at
+/// most one message, then trailers.
 enum Relayed {
     Passed(Incoming),
+    Held(Held),
     Own(Option<Bytes>, Option<HeaderMap>),
 }
 
@@ -218,6 +271,11 @@ impl Body for Relayed {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Relayed::Passed(body) => Pin::new(body).poll_frame(cx),
+            Relayed::Held(held) => match (held.frames.pop_front(), &mut held.rest) {
+                (Some(frame), _) => Poll::Ready(Some(frame)),
+                (None, Some(rest)) => Pin::new(rest).poll_frame(cx),
+                (None, None) => Poll::Ready(None),
+            },
             Relayed::Own(message, trailers) => Poll::Ready(
                 message
                     .take()
@@ -231,6 +289,9 @@ impl Body for Relayed {
     fn is_end_stream(&self) -> bool {
         match self {
             Relayed::Passed(body) => body.is_end_stream(),
+            Relayed::Held(held) => {
+                held.frames.is_empty() && held.rest.as_ref().is_none_or(Body::is_end_stream)
+            }
             Relayed::Own(message, trailers) => message.is_none() && trailers.is_none(),
         }
     }
@@ -238,7 +299,7 @@ impl Body for Relayed {
     fn size_hint(&self) -> SizeHint {
         match self {
             Relayed::Passed(body) => body.size_hint(),
-            Relayed::Own(..) => SizeHint::default(),
+            Relayed::Held(_) | Relayed::Own(..) => SizeHint::default(),
         }
     }
 }

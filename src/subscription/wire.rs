@@ -327,6 +327,24 @@ pub fn edit_each<E: From<Malformed>>(
     })
 }
 
+/// Leaves out the elements of a repeated message of which `out` is true.
+pub fn leave_out(
+    message: &[u8],
+    number: u32,
+    mut out: impl FnMut(&[u8]) -> Result<bool, Malformed>,
+) -> Result<Vec<u8>, Malformed> {
+    rewrite(message, number, |field, kept| {
+        let goes = match &field.value {
+            Value::Bytes(inner) => out(&message[inner.clone()])?,
+            _ => false,
+        };
+        if !goes {
+            kept.extend_from_slice(&message[field.whole.clone()]);
+        }
+        Ok(())
+    })
+}
+
 /// Appends a length-delimited field to the last piece of its parent.
 pub fn append(message: &[u8], path: &[u32], content: &[u8]) -> Result<Vec<u8>, Malformed> {
     append_with(message, path, &|out, number| {

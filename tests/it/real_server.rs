@@ -10,6 +10,9 @@ use agent_shim::capability::{self, Source, Verdict, installed, probe_model};
 use agent_shim::capacity::{self, cgroup, memory};
 use agent_shim::clock::Clock;
 use agent_shim::config::load_from;
+use agent_shim::demo::agent::{AgentConfig, FakeAgent};
+use agent_shim::demo::scheduler::FakeScheduler;
+use agent_shim::demo::store::Store;
 use agent_shim::metrics::Metrics;
 use agent_shim::models::Inventory;
 use agent_shim::observer::{Observer, Settings};
@@ -17,7 +20,7 @@ use agent_shim::process::{self, FoundBy, Role};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
-use crate::support::eventually;
+use crate::support::{Shim, eventually, grpc};
 
 const PROC: &str = "/proc";
 const LIMIT: Duration = Duration::from_secs(30);
@@ -33,7 +36,7 @@ struct MlServer {
 impl MlServer {
     fn start(venv: &Path) -> MlServer {
         let [http, grpc, metrics] = free_ports();
-        let home = std::env::temp_dir().join(format!("agent-shim-mlserver-{}", std::process::id()));
+        let home = std::env::temp_dir().join(format!("agent-shim-mlserver-{http}"));
         std::fs::create_dir_all(home.join("models")).unwrap();
         let log = std::fs::File::create(home.join("log")).unwrap();
         let child = Command::new(venv.join("bin/mlserver"))
@@ -269,4 +272,65 @@ async fn processes_memory_and_packages_of_the_real_server_are_read() {
     assert!(!folder.exists());
     let again = probe_model::probe(&client, &server.base(), &models, LIMIT).await;
     assert_eq!(again.map(|a| a.left_behind), Ok(None));
+}
+
+#[tokio::test]
+async fn the_whole_sidecar_asks_the_real_server_before_the_agent_sees_it() {
+    let Some(venv) = venv() else {
+        return;
+    };
+    let server = MlServer::start(&venv);
+    let (http, grpc_port) = (server.http.to_string(), server.grpc.to_string());
+    let models = server.home.join("models");
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let scheduler_at = scheduler.agent.to_string();
+    let shim = Shim::start(&[
+        ("SHIM_SCHEDULER", &scheduler_at),
+        ("SHIM_AGENT_PORT", "0"),
+        ("SHIM_INFERENCE_HOSTS", "127.0.0.1"),
+        ("SHIM_INFERENCE_HTTP_PORT", &http),
+        ("SHIM_INFERENCE_GRPC_PORT", &grpc_port),
+        ("SHIM_CAPABILITIES_PROBE", "true"),
+        ("SHIM_MODELS_DIR", models.to_str().unwrap()),
+        // The server is not killed for being slow here: it imports, on a busy machine.
+        ("SHIM_OUTAGE_GRACE", "20s"),
+    ]);
+    // As the agent asks. The first yes comes after the probe.
+    let live = async {
+        loop {
+            let mut agent = grpc::Client::connect(shim.grpc()).await;
+            let answer = agent.call("ServerLive", b"").await.unwrap();
+            if answer.messages.first().is_some_and(|m| !m.is_empty()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let waited = tokio::time::timeout(3 * LIMIT, live).await;
+    assert!(waited.is_ok(), "never live:\n{}", server.log());
+    let answered = r#"agent_shim_capability_probes_total{outcome="answered"}"#;
+    assert_eq!(shim.metric(answered).await, 1.0, "{}", server.log());
+    let distributions = "agent_shim_capability_probe_distributions";
+    assert_eq!(
+        shim.metric(distributions).await,
+        packages(&venv).len() as f64
+    );
+    assert!(std::fs::read_dir(&models).unwrap().next().is_none());
+    let known = eventually("the capabilities", async || {
+        let known = shim.status().await["capabilities"].clone();
+        (known["distributions"] != 0).then_some(known)
+    })
+    .await;
+    assert_eq!(known["distributions"], packages(&venv).len(), "{known}");
+
+    // An agent that declares nothing of the kind is subscribed with sklearn.
+    let mut config = AgentConfig::new(shim.bound.agent[0], 1 << 30);
+    config.capabilities = vec!["mlserver".into()];
+    let _agent = FakeAgent::start(config);
+    let told = |store: &Store| {
+        let mut replicas = store.replicas.values();
+        replicas.any(|r| r.capabilities.iter().any(|name| name == "sklearn"))
+    };
+    let subscribed = scheduler.until(LIMIT, told).await;
+    assert!(subscribed, "{}", shim.status().await);
 }

@@ -199,12 +199,18 @@ impl To {
             Ok(Value::Object(asked)) => asked.get("id").cloned(),
             _ => None,
         };
+        let output = match &self.world.settings().said {
+            Some(said) => {
+                json!({"name": "predict", "shape": [1, 1], "datatype": "BYTES", "data": [said]})
+            }
+            None => json!({"name": "predict", "shape": [1, 1], "datatype": "INT64", "data": [1]}),
+        };
         let answer = json!({
             "model_name": name,
             "model_version": "v0.1.0",
             "id": id.unwrap_or_else(|| json!("1")),
             "parameters": {},
-            "outputs": [{"name": "predict", "shape": [1, 1], "datatype": "INT64", "data": [1]}],
+            "outputs": [output],
         });
         let mut response = self.json(StatusCode::OK, &answer);
         let headers = response.headers_mut();

@@ -28,6 +28,7 @@ pub(super) struct Settings {
     pub(super) models: Vec<Model>,
     pub(super) load_delay: Duration,
     pub(super) idle_close: Duration,
+    pub(super) said: Option<String>,
 }
 
 impl Default for Settings {
@@ -42,6 +43,7 @@ impl Default for Settings {
             }],
             load_delay: Duration::ZERO,
             idle_close: Duration::from_secs(5),
+            said: None,
         }
     }
 }

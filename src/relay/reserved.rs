@@ -1,0 +1,231 @@
+//! Keeps the probe model out of the callers' sight, and callers' hands off it.
+//!
+//! Used only where the probe model is. Everything else in an answer stays byte for byte, and an
+//! answer that cannot be read, or is too large to be held, passes as it is.
+
+use std::collections::VecDeque;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::Method;
+use http_body::Frame;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::capability::probe_model::NAME;
+use crate::subscription::wire;
+
+/// What a caller that names the model is told.
+pub const REFUSED: &str = "that name is reserved for the model that asks the server what it has installed (SHIM_CAPABILITIES_PROBE)";
+
+/// Largest message or body that is held: an index of forty thousand models.
+pub const MAX_HELD: usize = 4 * 1024 * 1024;
+
+/// Bytes before a gRPC message: a flag, and the length.
+const PREFIX: usize = 5;
+/// `RepositoryIndexResponse.models`, and `ModelIndex.name`.
+const MODELS: u32 = 1;
+const INDEX_NAME: u32 = 1;
+/// `model_name` of loads and unloads.
+const MODEL_NAME: u32 = 2;
+
+/// A gRPC message of the repository index without the model; `None` where it is not in it.
+pub fn without_grpc(message: &[u8]) -> Option<Vec<u8>> {
+    let is_ours = |model: &[u8]| Ok(wire::text(model, &[INDEX_NAME])? == NAME);
+    let shorter = wire::leave_out(message, MODELS, is_ours).ok()?;
+    (shorter.len() < message.len()).then_some(shorter)
+}
+
+/// Whether a load or unload over gRPC is of the model.
+pub fn names_grpc(message: &[u8]) -> bool {
+    wire::text(message, &[MODEL_NAME]).is_ok_and(|name| name == NAME)
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: Option<String>,
+}
+
+/// The JSON list of the repository index without the model; `None` where it is not in it.
+pub fn without_json(body: &[u8]) -> Option<Vec<u8>> {
+    // The common case costs one search.
+    body.windows(NAME.len()).find(|w| *w == NAME.as_bytes())?;
+    serde_json::from_slice::<Vec<IgnoredAny>>(body).ok()?;
+    let start = body.iter().position(|b| *b == b'[')? + 1;
+    let mut out = body[..start].to_vec();
+    let (mut at, mut kept, mut dropped) = (start, false, false);
+    loop {
+        // Each element with what stands before it, so that the rest stays as it was written.
+        let gap = body[at..]
+            .iter()
+            .position(|b| !b.is_ascii_whitespace() && *b != b',')?;
+        if body[at + gap] == b']' {
+            out.extend_from_slice(&body[at..]);
+            return dropped.then_some(out);
+        }
+        let rest = &body[at + gap..];
+        let mut one = serde_json::Deserializer::from_slice(rest).into_iter::<IgnoredAny>();
+        one.next()?.ok()?;
+        let element = &rest[..one.byte_offset()];
+        let name = serde_json::from_slice::<Named>(element).ok();
+        if name.is_some_and(|n| n.name.as_deref() == Some(NAME)) {
+            dropped = true;
+        } else {
+            let before = &body[at..at + gap];
+            // The first that stays has no comma before it.
+            out.extend(before.iter().filter(|b| kept || **b != b','));
+            out.extend_from_slice(element);
+            kept = true;
+        }
+        at += gap + element.len();
+    }
+}
+
+/// Whether a request over HTTP loads or unloads the model, however its name is escaped.
+pub fn names_http(method: &Method, path: &str) -> bool {
+    let name = path
+        .strip_prefix("/v2/repository/models/")
+        .and_then(|rest| rest.strip_suffix("/load").or(rest.strip_suffix("/unload")));
+    method == Method::POST && name.is_some_and(|name| unescaped(name) == NAME.as_bytes())
+}
+
+fn unescaped(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let escaped = match tail {
+            [high, low, ..] if *first == b'%' => std::str::from_utf8(&[*high, *low])
+                .ok()
+                .and_then(|digits| u8::from_str_radix(digits, 16).ok()),
+            _ => None,
+        };
+        out.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &tail[2..] } else { tail };
+    }
+    out
+}
+
+/// A body of which the beginning has been read.
+#[derive(Debug)]
+pub struct Held {
+    /// What was read, or how reading ended.
+    pub frames: VecDeque<Result<Frame<Bytes>, hyper::Error>>,
+    /// What is still to come.
+    pub rest: Option<Incoming>,
+}
+
+impl Held {
+    /// Reads until the first gRPC message is whole, and gives it; `None` where there is none, or
+    /// it is compressed or too large.
+    pub async fn first_message(mut body: Incoming) -> (Self, Option<Bytes>) {
+        let mut frames = VecDeque::new();
+        let mut data = BytesMut::new();
+        let message = loop {
+            if let Some([flag, length @ ..]) = data.first_chunk::<PREFIX>() {
+                let whole = PREFIX + u32::from_be_bytes(*length) as usize;
+                if *flag != 0 || whole > MAX_HELD {
+                    break None;
+                }
+                if data.len() >= whole {
+                    break Some(data.freeze().slice(PREFIX..whole));
+                }
+            }
+            match body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Some(piece) = frame.data_ref() {
+                        data.extend_from_slice(piece);
+                    }
+                    frames.push_back(Ok(frame));
+                }
+                Some(Err(error)) => {
+                    frames.push_back(Err(error));
+                    return (Held { frames, rest: None }, None);
+                }
+                None => return (Held { frames, rest: None }, None),
+            }
+        };
+        let rest = Some(body);
+        (Held { frames, rest }, message)
+    }
+
+    /// Puts another message in the place of the only one that was read.
+    pub fn replace(&mut self, message: &[u8]) {
+        let mut framed = BytesMut::with_capacity(PREFIX + message.len());
+        framed.put_u8(0);
+        framed.put_u32(message.len() as u32);
+        framed.put_slice(message);
+        self.frames
+            .retain(|frame| !frame.as_ref().is_ok_and(Frame::is_data));
+        self.frames.push_front(Ok(Frame::data(framed.freeze())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::RepositoryIndexResponse;
+    use crate::proto::repository_index_response::ModelIndex;
+    use prost::Message;
+
+    fn index(names: &[&str]) -> Vec<u8> {
+        let models = names.iter().map(|name| ModelIndex {
+            name: name.to_string(),
+            state: "State.READY".into(),
+            ..ModelIndex::default()
+        });
+        let models = models.collect();
+        RepositoryIndexResponse { models }.encode_to_vec()
+    }
+
+    #[test]
+    fn the_model_goes_from_a_grpc_index_and_unknown_fields_stay() {
+        let unknown = [0x98, 0x06, 0x85, 0x00];
+        let mut message = index(&["a"]);
+        message.extend(unknown);
+        message.extend(index(&[NAME, "b"]));
+        let mut expected = index(&["a"]);
+        expected.extend(unknown);
+        expected.extend(index(&["b"]));
+        assert_eq!(without_grpc(&message), Some(expected));
+        assert_eq!(without_grpc(&index(&["a", "agent-shim-probe2"])), None);
+        assert_eq!(without_grpc(&[0x0a, 0xff]), None);
+    }
+
+    #[test]
+    fn the_model_goes_from_a_json_index_and_the_rest_stays_as_written() {
+        let ours = r#"{"state":"READY","name":"agent-shim-probe"}"#;
+        let (a, b) = (
+            r#"{"name":"a", "z":1.50,"reason":"agent-shim-probe"}"#,
+            r#"{ "name":"]," }"#,
+        );
+        for (before, after) in [
+            (format!("[{ours}]"), Some("[]".to_string())),
+            (format!("[{ours},{a}]"), Some(format!("[{a}]"))),
+            (format!("[{a},{ours}]"), Some(format!("[{a}]"))),
+            (
+                format!(" [ {a} , {ours} , {b} ]\n"),
+                Some(format!(" [ {a} , {b} ]\n")),
+            ),
+            (format!("[{a},{b}]"), None),
+            (format!("[{a},{ours}"), None),
+            (format!("{{\"models\":[{ours}]}}"), None),
+            (String::new(), None),
+        ] {
+            let got = without_json(before.as_bytes()).map(|b| String::from_utf8(b).unwrap());
+            assert_eq!(got, after, "{before}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_seen_through_its_escapes() {
+        let post = |path: &str| names_http(&Method::POST, path);
+        assert!(post("/v2/repository/models/agent-shim-probe/load"));
+        assert!(post("/v2/repository/models/agent%2dshim%2Dprobe/unload"));
+        assert!(!post("/v2/repository/models/agent-shim-probe2/load"));
+        assert!(!post("/v2/repository/models/%/load"));
+        assert!(!post("/v2/models/agent-shim-probe/infer"));
+        assert!(names_grpc(b"\x12\x10agent-shim-probe"));
+        assert!(!names_grpc(b"\x0a\x10agent-shim-probe"));
+    }
+}
