@@ -113,7 +113,7 @@ pub const VARIABLES: &[Variable] = &[
         name: "SHIM_PROBE_INTERVAL",
         default: "1s",
         accepts: DURATION,
-        effect: "time between two probes of a candidate; 100ms until the first answer and while a fall is being confirmed",
+        effect: "time between two probes of a candidate; 100ms while no candidate of the protocol is up, and while a fall is being confirmed",
         show: |c| show(c.probe.interval),
     },
     Variable {

@@ -32,6 +32,23 @@ use crate::view::View;
 const LIVE: &str = "/inference.GRPCInferenceService/ServerLive";
 const READY: &str = "/inference.GRPCInferenceService/ServerReady";
 
+/// Why the server reset one stream; `None` where the whole connection went.
+fn reset_reason(error: &hyper::Error) -> Option<h2::Reason> {
+    let h2: &h2::Error = std::error::Error::source(error)?.downcast_ref()?;
+    if h2.is_reset() { h2.reason() } else { None }
+}
+
+/// The gRPC status that a client makes of a reset (gRPC over HTTP/2, "Errors").
+fn status_of(reason: h2::Reason) -> u16 {
+    match reason {
+        h2::Reason::REFUSED_STREAM => 14,
+        h2::Reason::CANCEL => 1,
+        h2::Reason::ENHANCE_YOUR_CALM => 8,
+        h2::Reason::INADEQUATE_SECURITY => 7,
+        _ => 13,
+    }
+}
+
 /// What a held call keeps of its caller's deadline, so that the answer still arrives.
 const HOLD_MARGIN: Duration = Duration::from_secs(5);
 
@@ -189,6 +206,18 @@ impl Calls {
         self.context.metrics.calls.inc();
         match sender.send_request(Request::from_parts(head, body)).await {
             Ok(response) => response.map(Relayed::Passed),
+            Err(error) if reset_reason(&error).is_some() => {
+                // The server ended this one call; a caller of its own would be told the same.
+                let reason = reset_reason(&error).unwrap_or(h2::Reason::INTERNAL_ERROR);
+                self.context.metrics.answered(Answered::BadGateway);
+                let why = format!(
+                    "the inference server reset the call ({})",
+                    reason.description()
+                );
+                let mut response = Response::new(Relayed::Own(None, None));
+                *response.headers_mut() = answer::grpc_status(status_of(reason), &why);
+                response
+            }
             Err(error) => {
                 self.context.watching.hints.probe_now(self.context.protocol);
                 let why = format!(
@@ -307,6 +336,19 @@ impl Body for Relayed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reset_is_told_with_the_status_that_a_client_would_make_of_it() {
+        for (reason, code) in [
+            (h2::Reason::REFUSED_STREAM, 14),
+            (h2::Reason::CANCEL, 1),
+            (h2::Reason::ENHANCE_YOUR_CALM, 8),
+            (h2::Reason::INTERNAL_ERROR, 13),
+            (h2::Reason::NO_ERROR, 13),
+        ] {
+            assert_eq!(status_of(reason), code, "{reason:?}");
+        }
+    }
 
     #[test]
     fn deadlines_are_read_in_every_unit_and_nonsense_is_none() {
