@@ -1,13 +1,11 @@
 //! The only place that knows every part: binds, wires, supervises, and stops.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol as Transport, Socket, Type};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -15,20 +13,24 @@ use crate::admin::{self, Admin};
 use crate::capability::gate::Gate;
 use crate::capability::runner::{self, Runner};
 use crate::clock::Clock;
-use crate::config::{Config, Mode, ProbeConfig};
+use crate::config::{Config, Mode};
 use crate::correction::Correction;
 use crate::drain::Drain;
-use crate::endpoint::{Candidate, Protocol};
-use crate::health::{Outcome, Reason};
+use crate::endpoint::Protocol;
 use crate::metrics::Metrics;
 use crate::models::{self, Inspector};
 use crate::observer::{self, Observer, Probed};
+use crate::prober::Prober;
 use crate::prober::resolve::Resolver;
-use crate::prober::{self, Probe, ProbeFuture, Prober, Report};
+use crate::prober::server::ServerProbe;
 use crate::relay::{self, Context, RelayMetrics};
 use crate::state::{Parts, Scheduler, Shared};
 use crate::subscription::{self, Interposer};
 use crate::{procfs, registration, tls};
+
+mod bind;
+
+use bind::Listeners;
 
 /// Why the shim did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -360,177 +362,6 @@ fn joined(addresses: &[SocketAddr]) -> String {
     texts.join(",")
 }
 
-#[derive(Debug, Default)]
-struct Listeners {
-    bound: Bound,
-    admin: Vec<TcpListener>,
-    relay_http: Vec<TcpListener>,
-    relay_grpc: Vec<TcpListener>,
-    agent: Vec<TcpListener>,
-}
-
-impl Listeners {
-    fn bind(config: &Config) -> Result<Self, Error> {
-        let mut all = Listeners::default();
-        all.relay_http = bind_all(
-            &config.relay_listen,
-            config.relay_http_port,
-            "the HTTP relay",
-            "SHIM_RELAY_HTTP_PORT",
-            &mut all.bound.relay_http,
-        )?;
-        all.relay_grpc = bind_all(
-            &config.relay_listen,
-            config.relay_grpc_port,
-            "the gRPC relay",
-            "SHIM_RELAY_GRPC_PORT",
-            &mut all.bound.relay_grpc,
-        )?;
-        if !config.scheduler.targets.is_empty() {
-            all.agent = bind_all(
-                &config.relay_listen,
-                config.scheduler.agent_port,
-                "the agent's way to the scheduler",
-                "SHIM_AGENT_PORT",
-                &mut all.bound.agent,
-            )?;
-        }
-        all.admin = bind_all(
-            &config.admin_listen,
-            config.admin_port,
-            "admin",
-            "SHIM_ADMIN_PORT",
-            &mut all.bound.admin,
-        )?;
-        Ok(all)
-    }
-}
-
-fn bind_all(
-    addresses: &[IpAddr],
-    port: u16,
-    purpose: &'static str,
-    variable: &'static str,
-    bound: &mut Vec<SocketAddr>,
-) -> Result<Vec<TcpListener>, Error> {
-    let mut listeners = Vec::new();
-    for ip in addresses {
-        let mut address = SocketAddr::new(*ip, port);
-        let mut result = listen(address);
-        // `::` stands for "every address"; without IPv6 that is 0.0.0.0.
-        let no_ipv6 = |error: &io::Error| {
-            matches!(
-                error.kind(),
-                io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
-            ) || error.raw_os_error() == Some(EAFNOSUPPORT)
-        };
-        if *ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && result.as_ref().is_err_and(no_ipv6) {
-            tracing::info!(purpose, "no IPv6 here: listening on 0.0.0.0");
-            address.set_ip(Ipv4Addr::UNSPECIFIED.into());
-            result = listen(address);
-        }
-        let bind_error = |source| Error::Bind {
-            address,
-            purpose,
-            variable,
-            source,
-        };
-        let listener = result.map_err(bind_error)?;
-        bound.push(listener.local_addr().map_err(bind_error)?);
-        listeners.push(listener);
-    }
-    Ok(listeners)
-}
-
-/// Linux's "address family not supported".
-const EAFNOSUPPORT: i32 = 97;
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Transport::TCP),
-    )?;
-    if address.is_ipv6() && address.ip().is_unspecified() {
-        // Both families on one socket, whatever the system's default is.
-        socket.set_only_v6(false)?;
-    }
-    // Only skips TIME_WAIT; two live listeners on one port still conflict, and must.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(1024)?;
-    TcpListener::from_std(socket.into())
-}
-
-/// Whether the outcome of one address of a name stands for the name rather than that of an earlier
-/// one: a server that is silent is there, whatever is refused beside it, and slow is not dead.
-fn says_more(new: &Outcome, old: &Outcome) -> bool {
-    let rank = |outcome: &Outcome| match outcome {
-        Outcome::Healthy { .. } => 2,
-        Outcome::Unhealthy { reason, .. } if reason.is_silence() => 1,
-        Outcome::Unhealthy { .. } => 0,
-    };
-    rank(new) >= rank(old)
-}
-
-/// The real probes: resolve, then ask each address until one is healthy.
-struct ServerProbe {
-    limits: ProbeConfig,
-    resolver: Resolver,
-}
-
-/// Addresses of one name that are asked in one probe.
-const MAX_ADDRESSES: usize = 4;
-
-impl Probe for ServerProbe {
-    fn probe(&self, candidate: &Candidate) -> ProbeFuture {
-        let (limits, resolver) = (self.limits, self.resolver.clone());
-        let candidate = candidate.clone();
-        Box::pin(async move {
-            let addresses = match resolver.resolve(&candidate).await {
-                Ok(addresses) => addresses,
-                Err(detail) => {
-                    return Report {
-                        outcome: Outcome::Unhealthy {
-                            reason: Reason::Dns,
-                            detail,
-                        },
-                        address: None,
-                    };
-                }
-            };
-            let mut last: Option<Report> = None;
-            for address in addresses.into_iter().take(MAX_ADDRESSES) {
-                let outcome = match candidate.protocol {
-                    Protocol::Http => prober::http::probe(address, &limits).await,
-                    Protocol::Grpc => prober::grpc::probe(address, &limits).await,
-                };
-                let healthy = matches!(outcome, Outcome::Healthy { .. });
-                if last
-                    .as_ref()
-                    .is_none_or(|l| says_more(&outcome, &l.outcome))
-                {
-                    last = Some(Report {
-                        outcome,
-                        address: Some(address),
-                    });
-                }
-                if healthy {
-                    break;
-                }
-            }
-            last.unwrap_or_else(|| Report {
-                outcome: Outcome::Unhealthy {
-                    reason: Reason::Dns,
-                    detail: "the name has no address".into(),
-                },
-                address: None,
-            })
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -545,21 +376,6 @@ mod tests {
             tasks,
             metrics: Metrics::new(),
         }
-    }
-
-    #[test]
-    fn a_silent_address_of_a_name_stands_before_one_that_refuses() {
-        let of = |reason| Outcome::Unhealthy {
-            reason,
-            detail: String::new(),
-        };
-        let (silent, refused) = (of(Reason::ResponseTimeout), of(Reason::Refused));
-        assert!(says_more(&silent, &refused) && !says_more(&refused, &silent));
-        let healthy = Outcome::Healthy {
-            ready: None,
-            latency: Duration::ZERO,
-        };
-        assert!(says_more(&healthy, &silent) && !says_more(&silent, &healthy));
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,6 +29,7 @@ pub mod grpc;
 pub mod http;
 mod metrics;
 pub mod resolve;
+pub mod server;
 
 /// Time between probes until a protocol has answered, and while a fall is being confirmed.
 pub const FAST: Duration = Duration::from_millis(100);
