@@ -19,6 +19,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use ring::digest::{SHA256, digest};
+use serde_json::Value;
 
 use super::status::Document;
 
@@ -91,7 +92,7 @@ pub(super) fn headers() -> [(HeaderName, HeaderValue); 7] {
 struct Page<'a> {
     doc: &'a Document,
     /// The document's findings as JSON: of its keys only `rule` and `text` are relied on.
-    findings: Vec<serde_json::Value>,
+    findings: Vec<Value>,
     now: SystemTime,
     verdict: Verdict,
     /// Bytes that full texts may still take.
@@ -113,8 +114,24 @@ impl<'a> Page<'a> {
     }
 }
 
+/// The document with every text of it made visible, so that none can reach the page otherwise.
+fn readable(doc: &Document) -> Document {
+    fn walk(value: &mut Value) {
+        match value {
+            Value::String(text) => *text = text::visible(text),
+            Value::Array(all) => all.iter_mut().for_each(walk),
+            Value::Object(all) => all.values_mut().for_each(walk),
+            _ => {}
+        }
+    }
+    let mut value = serde_json::to_value(doc).expect("a document is JSON");
+    walk(&mut value);
+    serde_json::from_value(value).expect("a document with other texts is a document")
+}
+
 /// The whole page.
 pub(super) fn whole(doc: &Document, now: SystemTime) -> Bytes {
+    let doc = &readable(doc);
     let page = Page::new(doc, now);
     let title = format!("{} · agent-shim", page.verdict.word);
     let markup = html! {
@@ -160,7 +177,7 @@ pub(super) fn whole(doc: &Document, now: SystemTime) -> Bytes {
 
 /// The part of the page that changes.
 pub(super) fn fragment(doc: &Document, now: SystemTime) -> Bytes {
-    Bytes::from(Page::new(doc, now).main().into_string())
+    Bytes::from(Page::new(&readable(doc), now).main().into_string())
 }
 
 impl Page<'_> {
@@ -199,12 +216,16 @@ impl Page<'_> {
                 }
                 (self.chain())
                 (self.findings())
-                (self.endpoints())
-                (self.capacity())
-                (self.capabilities())
-                (self.models())
-                (self.conditions())
-                (self.transitions())
+                div .column {
+                    (self.endpoints())
+                    (self.conditions())
+                    (self.capabilities())
+                }
+                div .column {
+                    (self.capacity())
+                    (self.models())
+                    (self.transitions())
+                }
             }
         }
     }

@@ -129,12 +129,11 @@ impl Page<'_> {
                 mark: server_mark,
                 word: server_word,
                 note: match &doc.server {
-                    Some(server) if doc.models.is_empty() => {
-                        format!("{} {}", server.metadata.name, server.metadata.version)
+                    Some(_) if ready > 0 && server_mark == Mark::Good => {
+                        format!("{} ready", count(ready, "model"))
                     }
                     Some(server) => {
-                        let models = count(ready, "model");
-                        format!("{} · {models} ready", server.metadata.name)
+                        format!("{} {}", server.metadata.name, server.metadata.version)
                     }
                     None => "not heard yet".into(),
                 },

@@ -72,7 +72,7 @@ impl Page<'_> {
                     p .empty { "The agent has not said what it can run: it has not subscribed through the shim." }
                 } @else {
                     p .hint { (count(list(&c.requested), "name")) " requested, " (list(&c.reported)) " reported"
-                        @if let Some(source) = &c.source { "; what is installed is known from " (self.name(source)) " (" (count(c.distributions, "package")) ")" } "." }
+                        @if let Some(source) = &c.source { "; what is installed is known from " (source_in_words(source)) @if c.distributions > 0 { " (" (count(c.distributions, "package")) ")" } } "." }
                     (self.chips("Kept", "kept", "✓", &kept))
                     (self.chips("Added", "added", "+", &added))
                     (self.chips("Aliased", "added", "≈", &c.aliased.iter().collect::<Vec<_>>()))
@@ -114,6 +114,7 @@ impl Page<'_> {
                     p .hint { (self.name(&server.metadata.name)) " " (self.name(&server.metadata.version))
                         @if let Some(at) = &server.read_at { ", its repository read " (self.moment(at)) }
                         @if !counts.is_empty() { ": " (counts.join(", ")) } }
+                    @if self.verdict.mark == Mark::Bad && !models.is_empty() { p .note { (icon(Mark::Warn)) "The server does not answer: this is what it last said." } }
                     @if let Some(error) = &server.error { p .note { (icon(Mark::Warn)) "The last look failed: " (self.sentence(error, 300)) } }
                 }
                 @if models.is_empty() {
@@ -169,6 +170,8 @@ impl Page<'_> {
 
     fn transition(&self, t: &super::super::status::TransitionStatus) -> Markup {
         let mark = match (t.kind.as_str(), t.to.as_str()) {
+            // An address that never answered is an alternative that is not in use.
+            ("endpoint", "down") if t.from.as_deref() == Some("unknown") => Mark::Off,
             ("endpoint", state) => Mark::of_state(state),
             ("selection", "none") => Mark::Bad,
             ("condition" | "registration", "false") => Mark::Bad,
@@ -188,6 +191,18 @@ impl Page<'_> {
                     @if let Some(reason) = &t.reason { p .small { (self.sentence(reason, 240)) } } }
             }
         }
+    }
+}
+
+/// Where the knowledge of what is installed comes from.
+fn source_in_words(source: &str) -> &str {
+    match source {
+        "explicit" => "SHIM_CAPABILITIES_LIST",
+        "file" => "SHIM_CAPABILITIES_FILE",
+        "distributions" => "the packages in the server's container",
+        "probe-model" => "the server itself, asked through the probe model",
+        "declared" => "the agent's declaration alone",
+        other => other,
     }
 }
 

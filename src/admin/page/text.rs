@@ -69,7 +69,7 @@ pub(super) fn visible(raw: &str) -> String {
     let mut shown = String::with_capacity(raw.len());
     for c in raw.chars() {
         match c {
-            '\t' | '\n' => shown.push(' '),
+            '\t' => shown.push(' '),
             c if hides(c) => shown.extend(c.escape_unicode()),
             c => shown.push(c),
         }
@@ -90,36 +90,33 @@ fn shortened(text: &str, limit: usize, tail: usize) -> Option<String> {
 }
 
 /// A short form for places with a fixed width, such as pictures.
-pub(super) fn fitted(raw: &str, limit: usize) -> String {
-    let text = visible(raw);
-    shortened(&text, limit, limit / 4).unwrap_or(text)
+pub(super) fn fitted(text: &str, limit: usize) -> String {
+    shortened(text, limit, limit / 4).unwrap_or_else(|| text.into())
 }
 
 impl Page<'_> {
     /// A name from outside: isolated from the direction of what surrounds it.
     pub(super) fn name(&self, raw: &str) -> Markup {
-        let text = visible(raw);
-        match shortened(&text, NAME, TAIL) {
-            None => html! { bdi { (text) } },
-            Some(short) => html! { bdi title=(self.title(text)) { (short) } },
+        match shortened(raw, NAME, TAIL) {
+            None => html! { bdi { (raw) } },
+            Some(short) => html! { bdi title=(self.title(raw)) { (short) } },
         }
     }
 
     /// A sentence that may carry such names.
     pub(super) fn sentence(&self, raw: &str, limit: usize) -> Markup {
-        let text = visible(raw);
-        match shortened(&text, limit, 0) {
-            None => html! { bdi { (text) } },
-            Some(short) => html! { bdi title=(self.title(text)) { (short) } },
+        match shortened(raw, limit, 0) {
+            None => html! { bdi { (raw) } },
+            Some(short) => html! { bdi title=(self.title(raw)) { (short) } },
         }
     }
 
     /// The whole of a shortened text, as long as there is room for it on the page.
-    fn title(&self, text: String) -> String {
+    fn title(&self, text: &str) -> String {
         let left = self.titles.get();
         if text.len() <= left {
             self.titles.set(left - text.len());
-            return text;
+            return text.into();
         }
         let start: String = text.chars().take(NAME + HEAD).collect();
         format!("{start}… ({} bytes; the whole is in /status)", text.len())
@@ -215,7 +212,8 @@ mod tests {
             visible("a\u{0}b\u{200f}\u{2066}\u{feff}"),
             "a\\u{0}b\\u{200f}\\u{2066}\\u{feff}"
         );
-        assert_eq!(visible("two\nlines"), "two lines");
+        // A fix may have lines.
+        assert_eq!(visible("two\nlines\tand\rmore"), "two\nlines and\\u{d}more");
         // Letters of any script, and joiners inside words, stay.
         assert_eq!(visible("می‌خواهم שלום"), "می‌خواهم שלום");
     }

@@ -80,7 +80,12 @@ pub(super) fn of(doc: &Document) -> Verdict {
     let (http, grpc) = (failed("inference-http"), failed("inference-grpc"));
     if let (Some(http), Some(grpc)) = (http, grpc) {
         let starting = failed("probed").is_some();
-        let long = format!("{}. {}", capital(&http.reason), capital(&grpc.reason));
+        // The same meaning once is enough; each candidate is listed below.
+        let meaning = |c: &ConditionStatus| c.reason.rsplit("): ").next().map(str::to_string);
+        let long = match meaning(http) == meaning(grpc) {
+            true => format!("{}. The same holds for gRPC.", capital(&http.reason)),
+            false => format!("{}. {}", capital(&http.reason), capital(&grpc.reason)),
+        };
         let since = http.since.as_str().max(&grpc.since);
         return if starting {
             let short = "the inference server has not been asked often enough to tell";
