@@ -132,6 +132,7 @@ class Pod:
         """Brings the pod into a state that is worth looking at."""
         until("the pod to be ready", self.is_ready)
         self.tell("models 6")
+        until("the models", lambda: len(self.status()["models"]) == 6)
         if state != "unsubscribed":
             self.tell(f"agent {self.agent_port} 1000000")
             self.holds("registered")

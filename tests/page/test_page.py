@@ -108,8 +108,17 @@ def test_it_follows_the_server_by_itself_and_keeps_what_the_reader_did(browser, 
     assert kept["open"] and kept["focus"] and kept["selection"] == selected
     # Content above grew; the browser anchors what is read, so only a jump to the top is a fault.
     assert kept["scroll"] >= 400 and kept["title"].startswith("degraded")
+    # What is selected in the timeline stays although newer changes come before it.
+    browser.run("""
+        const old = [...document.querySelectorAll('#transitions li')].at(-1).querySelector('strong');
+        getSelection().selectAllChildren(old);
+        window.marked = old;""")
+    selected = browser.run("return getSelection().toString()")
     pod.tell("stop")
     until("the page to say down", lambda: verdict(browser).startswith("down"))
+    settle(browser)
+    moved = browser.run("return [window.marked.isConnected, window.marked.innerText, getSelection().toString()]")
+    assert moved == [True, selected, selected]
     pod.tell("restart")
     until("the page to say ready", lambda: verdict(browser).startswith("ready"))
 

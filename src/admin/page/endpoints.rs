@@ -62,7 +62,7 @@ impl Page<'_> {
                 p .small {
                     "since " (self.moment(&e.since))
                     @if let (Some(ms), None) = (e.latency_ms, &e.reason) { " · answers in " (millis(ms)) }
-                    @if e.server_ready == Some(false) { " · says it is not ready: a model loads" }
+                    @if e.server_ready == Some(false) && e.reason.is_none() { " · says it is not ready: a model loads" }
                     @if let (Some(at), Some(_)) = (&e.last_success, &e.reason) { " · last answer " (self.moment(at)) }
                     @if let Some(detail) = e.detail.as_deref().filter(|d| !d.is_empty()) { " · " (self.sentence(detail, 200)) }
                 }

@@ -24,9 +24,30 @@
     for (const { name, value } of [...next.attributes]) {
       if (old.getAttribute(name) !== value) old.setAttribute(name, value);
     }
-    const was = [...old.childNodes], now = [...next.childNodes];
-    now.forEach((child, i) => (was[i] ? adopt(was[i], child) : old.append(child)));
-    was.slice(now.length).forEach((child) => child.remove());
+    // Rows that carry a key keep their node when others come or go before them.
+    const keyOf = (node) => node.dataset?.key, now = [...next.childNodes], wanted = new Set(now.map(keyOf));
+    const known = new Map();
+    for (const child of [...old.childNodes]) {
+      if (!wanted.has(keyOf(child))) child.remove();
+      else if (keyOf(child) && !known.has(keyOf(child))) known.set(keyOf(child), child);
+    }
+    let at = old.firstChild;
+    for (const child of now) {
+      const key = keyOf(child), same = key ? known.get(key) : at;
+      known.delete(key);
+      if (!same) {
+        old.insertBefore(child, at);
+      } else {
+        if (same === at) at = at.nextSibling;
+        else old.insertBefore(same, at);
+        adopt(same, child);
+      }
+    }
+    while (at) {
+      const rest = at.nextSibling;
+      at.remove();
+      at = rest;
+    }
   };
 
   const look = async () => {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 
 use super::Page;
-use super::text::{Mark, count, icon};
+use super::text::{Mark, count, fitted, icon};
 use super::verdict::is_local;
 
 /// Rows of each list that are shown; `/status` has all of them.
@@ -125,7 +125,7 @@ impl Page<'_> {
                         thead { tr { th scope="col" { "Name" } th scope="col" { "Version" } th scope="col" { "State" } } }
                         tbody { @for m in sorted.iter().take(MODELS) {
                             @let (_, mark, word) = model_state(&m.state);
-                            tr { th scope="row" { (self.name(&m.name)) } td { @if m.version.is_empty() { "–" } @else { (self.name(&m.version)) } }
+                            tr data-key=(fitted(&m.name, 80)) { th scope="row" { (self.name(&m.name)) } td { @if m.version.is_empty() { "–" } @else { (self.name(&m.version)) } }
                                 td { span .state { (icon(mark)) @if word == "other" { (self.name(&m.state)) } @else { (word) } }
                                     @if !m.reason.is_empty() { " " span .means { (self.sentence(&m.reason, 200)) } } } }
                         } }
@@ -183,7 +183,7 @@ impl Page<'_> {
             (_, other) => other.to_string(),
         };
         html! {
-            li {
+            li data-key={ (t.at) (fitted(&t.subject, 80)) (t.kind) } {
                 time datetime=(t.at) { (self.at(&t.at)) }
                 div { (icon(mark)) span .tag { (self.name(&t.kind)) } strong { (self.name(&t.subject)) } " "
                     @if let Some(from) = &t.from { span .from { (self.name(&word(from))) } span aria-label="then" { " → " } }
