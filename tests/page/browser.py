@@ -1,7 +1,7 @@
 """A headless Chromium, and what the tests ask of it."""
 
+import base64
 import json
-import pathlib
 import shutil
 
 from selenium import webdriver
@@ -85,9 +85,7 @@ class Browser:
         metrics = self.cdp("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": metrics["width"], "height": metrics["height"], "scale": 1}
         data = self.cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
-        import base64
-
-        pathlib.Path(SHOTS / f"{name}.png").write_bytes(base64.b64decode(data["data"]))
+        (SHOTS / f"{name}.png").write_bytes(base64.b64decode(data["data"]))
 
     def complaints(self):
         """What the browser's console holds against the page, policy violations included."""

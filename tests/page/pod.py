@@ -11,7 +11,8 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-PATIENCE = 20
+# Long enough for a loaded machine, short enough to fail.
+PATIENCE = 40
 
 
 def until(what, ask):

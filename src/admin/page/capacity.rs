@@ -48,16 +48,18 @@ impl Page<'_> {
                 h2 #capacity-head { "Capacity" }
                 @if max == 0 {
                     p .empty { "No memory figure is known yet: the agent has not subscribed through the shim, and nothing was measured." }
-                } @else { (bar(&figures, max)) }
-                table {
-                    caption .quiet { "Memory for models" }
-                    thead { tr { th scope="col" { "Figure" } th scope="col" .num { "GiB" } th scope="col" .num { "Bytes" } } }
-                    tbody {
-                        @for f in &figures {
-                            tr { th scope="row" { (key(f.key)) (f.title) " " span .means { (f.means) } } (amount(f.bytes)) }
-                        }
-                        @for (title, bytes) in free {
-                            @if bytes.is_some() { tr { th scope="row" { (title) } (amount(bytes)) } }
+                } @else {
+                    (bar(&figures, max))
+                    table {
+                        caption .quiet { "Memory for models" }
+                        thead { tr { th scope="col" { "Figure" } th scope="col" .num { "GiB" } th scope="col" .num { "Bytes" } } }
+                        tbody {
+                            @for f in &figures {
+                                tr { th scope="row" { (key(f.key)) (f.title) " " span .means { (f.means) } } (amount(f.bytes)) }
+                            }
+                            @for (title, bytes) in free {
+                                @if bytes.is_some() { tr { th scope="row" { (title) } (amount(bytes)) } }
+                            }
                         }
                     }
                 }
