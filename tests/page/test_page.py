@@ -110,10 +110,11 @@ def test_it_follows_the_server_by_itself_and_keeps_what_the_reader_did(browser, 
     assert kept["scroll"] >= 400 and kept["title"].startswith("degraded")
     # What is selected in the timeline stays although newer changes come before it.
     browser.run("""
-        const old = [...document.querySelectorAll('#transitions li')].at(-1).querySelector('strong');
+        const old = document.querySelector('#transitions li strong');
         getSelection().selectAllChildren(old);
         window.marked = old;""")
     selected = browser.run("return getSelection().toString()")
+    assert selected
     pod.tell("stop")
     until("the page to say down", lambda: verdict(browser).startswith("down"))
     settle(browser)
