@@ -163,9 +163,9 @@ pub(super) fn whole(doc: &Document, now: SystemTime) -> Bytes {
                         noscript { " · this page reloads every " (REFRESH) " s" }
                     }
                     nav aria-label="Other views" {
-                        a href="/status" { "Status as JSON" }
-                        a href="/metrics" { "Metrics" }
-                        a href="/readyz?verbose" { "Readiness" }
+                        a href="status" { "Status as JSON" }
+                        a href="metrics" { "Metrics" }
+                        a href="readyz?verbose" { "Readiness" }
                     }
                 }
                 script { (PreEscaped(JS)) }

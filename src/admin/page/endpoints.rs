@@ -30,7 +30,7 @@ impl Page<'_> {
                 ul .cards {
                     @for e in all.iter().take(SHOWN) { (self.endpoint(e)) }
                 }
-                @if all.len() > SHOWN { p .hint { "and " (all.len() - SHOWN) " more, see " a href="/status" { "/status" } } }
+                @if all.len() > SHOWN { p .hint { "and " (all.len() - SHOWN) " more, see " a href="status" { "/status" } } }
             }
         }
     }

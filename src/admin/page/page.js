@@ -1,6 +1,7 @@
 'use strict';
 // Keeps the page up to date: fetches the part that changes and takes over the differences, so that
 // scroll, focus, selection and what is folded open stay. Without it the page is complete all the same.
+// Addresses are relative, so that it works behind a proxy's path too.
 (() => {
   const PERIOD = 2000, LIMIT = 5000;
   const byId = (id) => document.getElementById(id);
@@ -54,7 +55,7 @@
     const control = (asking = new AbortController());
     const limit = setTimeout(() => control.abort(), LIMIT);
     try {
-      const answer = await fetch('/?fragment', { cache: 'no-store', signal: control.signal });
+      const answer = await fetch('?fragment', { cache: 'no-store', signal: control.signal });
       if (!answer.ok) throw new Error(answer.status);
       const next = new DOMParser().parseFromString(await answer.text(), 'text/html').getElementById('main');
       if (!next) throw new Error('not the status');

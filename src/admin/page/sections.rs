@@ -20,7 +20,7 @@ const CHANGES: usize = 12;
 const CONDITIONS: usize = 32;
 
 fn more(all: usize, shown: usize) -> Markup {
-    html! { @if all > shown { p .hint { "and " (all - shown) " more, see " a href="/status" { "/status" } } } }
+    html! { @if all > shown { p .hint { "and " (all - shown) " more, see " a href="status" { "/status" } } } }
 }
 
 impl Page<'_> {
