@@ -17,11 +17,11 @@ use crate::clock::Clock;
 use crate::config::{Config, Mode};
 use crate::correction::Correction;
 use crate::drain::Drain;
-use crate::drain::coordinator::{self, Coordinator};
 use crate::endpoint::Protocol;
 use crate::metrics::Metrics;
 use crate::models::{self, Inspector};
 use crate::observer::{self, Observer, Probed};
+use crate::prestop::{self, Coordinator};
 use crate::prober::Prober;
 use crate::prober::resolve::Resolver;
 use crate::prober::server::ServerProbe;
@@ -172,7 +172,7 @@ impl App {
         let (coordinator, drains) = Coordinator::new(
             config.drain,
             drain_limit(config.drain_time),
-            coordinator::Parts {
+            prestop::Parts {
                 drain: drain.clone(),
                 watching: watching.clone(),
                 agent: agent.clone(),

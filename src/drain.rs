@@ -1,5 +1,5 @@
-//! The end of the process: a switch that says it has begun, and a count of what still runs. Also
-//! the drain that is called for before that end; see [`coordinator`].
+//! The end of the process: a switch that says it has begun, and a count of what still runs. The
+//! drain that a hook calls for before that end is in [`crate::prestop`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +9,7 @@ use tokio::time::timeout;
 
 use crate::metrics::Metrics;
 
-pub mod coordinator;
 pub mod in_flight;
-pub mod judge;
 
 use in_flight::InFlight;
 

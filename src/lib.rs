@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod models;
 pub mod nearest;
 pub mod observer;
+pub mod prestop;
 pub mod prober;
 pub mod process;
 pub mod procfs;

@@ -2,7 +2,7 @@
 
 use super::{Capabilities, Capacity, CapacitySource, DrainStatus, Finding};
 use crate::capability;
-use crate::drain::judge::Phase;
+use crate::prestop::judge::Phase;
 use crate::readiness::Condition;
 use crate::registration::{Check, Registration};
 use crate::state::Shared;

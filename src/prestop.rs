@@ -14,16 +14,19 @@ use prometheus::IntCounterVec;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::judge::{self, Agent, Evidence, Phase};
-use super::{Drain, QUIET};
 use crate::agent::watchdog::State;
 use crate::agent::{Seen, ask};
 use crate::clock::Clock;
 use crate::config::agent::DrainConfig;
+use crate::drain::{Drain, QUIET};
 use crate::metrics::Metrics;
 use crate::prober::Watching;
 use crate::prober::http::status_of;
 use crate::subscription::status::Status;
+
+pub mod judge;
+
+use judge::{Agent, Evidence, Phase};
 
 /// How long the hooks of the pod's containers may come apart and still belong together.
 const TOGETHER: Duration = Duration::from_secs(2);
@@ -439,9 +442,7 @@ impl Coordinator {
             }
             let mut changes = self.parts.watching.changes.clone();
             tokio::select! {
-                asked = self.asked.changed() => if asked.is_ok() {
-                    return false;
-                },
+                () = self.until_asked() => return false,
                 _ = changes.changed() => {}
                 () = sleep(LOOK) => {}
             }
