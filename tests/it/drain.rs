@@ -99,7 +99,7 @@ async fn a_drain_waits_for_silent_calls_of_both_protocols_and_refuses_none() {
 
 #[tokio::test]
 async fn calls_that_are_given_up_or_cut_do_not_run() {
-    let (_server, shim) = pair(&[]).await;
+    let (server, shim) = pair(&[]).await;
     let mut cut = grpc::Client::connect(shim.grpc()).await;
     let mut web = Client::connect(shim.http()).await;
     let hanging = async {
@@ -126,10 +126,23 @@ async fn calls_that_are_given_up_or_cut_do_not_run() {
     })
     .await;
     drop((cut, stream));
-    eventually("nothing to run", async || {
-        (shim.metric(RUNNING).await == 0.0).then_some(())
-    })
-    .await;
+    let none = async || {
+        eventually("nothing to run", async || {
+            (shim.metric(RUNNING).await == 0.0).then_some(())
+        })
+        .await;
+    };
+    none().await;
+    // Nor does one whose server has gone without a word.
+    let mut lost = grpc::Client::connect(shim.grpc()).await;
+    let mut stream = lost
+        .open_with("ModelStreamInfer", &[], &[b"a"])
+        .await
+        .unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), "a");
+    assert_eq!(shim.metric(RUNNING).await, 1.0);
+    server.stop().await;
+    none().await;
 }
 
 #[tokio::test]
