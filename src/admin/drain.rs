@@ -5,6 +5,7 @@
 //! the port could take the pod out of service. Looking (`?status`) is always allowed.
 
 use std::net::IpAddr;
+use std::sync::Once;
 use std::time::Duration;
 
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
@@ -45,7 +46,10 @@ pub(super) async fn answer(
         return refused;
     }
     if !may_begin(shared.drains.open, peer) {
-        tracing::warn!(%peer, "a drain was called for from outside the pod and refused");
+        // Once: whoever does it often must not fill the log.
+        REFUSED.call_once(|| {
+            tracing::warn!(%peer, "a drain was called for from outside the pod and refused; see SHIM_DRAIN_ENDPOINT");
+        });
         return text(
             StatusCode::FORBIDDEN,
             "a drain may be begun from loopback only; SHIM_DRAIN_ENDPOINT=true lets kubelet's httpGet hooks, and whoever else reaches this port, begin one\n",
@@ -87,6 +91,8 @@ pub(super) async fn answer(
 
 /// What the drain itself may take beyond its bound.
 const GRACE: Duration = Duration::from_secs(2);
+
+static REFUSED: Once = Once::new();
 
 fn may_begin(open: bool, peer: IpAddr) -> bool {
     open || peer.to_canonical().is_loopback()
