@@ -1,7 +1,8 @@
 //! The admin port: health for kubelet, metrics for Prometheus, status for people and scripts.
-//! HTTP/1.1, HTTP/2 and gRPC (`grpc.health.v1`) on one port. Read-only.
+//! HTTP/1.1, HTTP/2 and gRPC (`grpc.health.v1`) on one port. Read-only but for [`drain`].
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,8 +25,10 @@ use tower::ServiceExt;
 use crate::metrics::Metrics;
 use crate::relay::frames::PREFACE;
 use crate::relay::{accept_failed, prepare};
+use crate::scrape::{self, Scrape};
 use crate::state::Shared;
 
+pub mod drain;
 mod page;
 pub mod status;
 
@@ -41,23 +44,27 @@ type Body = tonic::body::Body;
 pub struct Admin {
     shared: Shared,
     metrics: Metrics,
+    scrape: Scrape,
     health: HealthServer<HealthService>,
 }
 
 /// The `grpc.health.v1` services and the HTTP path that each agrees with; the empty name is
 /// what a probe without a service name asks.
-pub const GRPC_SERVICES: [(&str, Probe); 4] = [
+pub const GRPC_SERVICES: [(&str, Probe); 5] = [
     ("", Probe::Ready),
     ("livez", Probe::Live),
     ("readyz", Probe::Ready),
     ("startupz", Probe::Startup),
+    ("livez/agent", Probe::Agent),
 ];
 
-/// The three questions of kubelet.
+/// The questions of kubelet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Probe {
     /// Does the process work?
     Live,
+    /// Does the agent beside it? For its container's own probe.
+    Agent,
     /// Should the pod get traffic?
     Ready,
     /// Has the shim started?
@@ -66,19 +73,20 @@ pub enum Probe {
 
 impl Admin {
     /// The service, and the reporter that [`report`] keeps up to date.
-    pub fn new(shared: Shared, metrics: Metrics) -> (Self, HealthReporter) {
+    pub fn new(shared: Shared, metrics: Metrics, scrape: Scrape) -> (Self, HealthReporter) {
         let (reporter, service) = tonic_health::server::health_reporter();
         let health = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
         drop(service);
         let admin = Admin {
             shared,
             metrics,
+            scrape,
             health,
         };
         (admin, reporter)
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
         let is_grpc = request
             .headers()
             .get(CONTENT_TYPE)
@@ -89,6 +97,9 @@ impl Admin {
                 Err(never) => match never {},
             };
         }
+        if request.uri().path() == "/drain" {
+            return drain::answer(&self.shared, &request, peer).await;
+        }
         let head = request.method() == Method::HEAD;
         if request.method() != Method::GET && !head {
             let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
@@ -98,14 +109,21 @@ impl Admin {
             return refused;
         }
         let query = request.uri().query().unwrap_or_default();
-        let asks = |key: &str| query.split('&').any(|q| q.split('=').next() == Some(key));
+        let asks = |name: &str| query.split('&').any(|q| q.split('=').next() == Some(name));
         let verbose = asks("verbose");
         match request.uri().path() {
             "/livez" => self.probe(Probe::Live, verbose),
+            "/livez/agent" => self.probe(Probe::Agent, verbose),
             "/readyz" => self.probe(Probe::Ready, verbose),
             "/startupz" => self.probe(Probe::Startup, verbose),
             "/metrics" => {
-                let mut response = Response::new(body(self.metrics.render()));
+                let document = if asks("merge") {
+                    let guarded = request.headers().contains_key(scrape::GUARD);
+                    self.scrape.document(guarded).await
+                } else {
+                    self.metrics.render()
+                };
+                let mut response = Response::new(body(document));
                 response.headers_mut().insert(
                     CONTENT_TYPE,
                     HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
@@ -136,11 +154,11 @@ impl Admin {
             }
             "/" => text(
                 StatusCode::OK,
-                "agent-shim: /livez /readyz /startupz (each with ?verbose) /metrics /status\n",
+                "agent-shim: /livez /livez/agent /readyz /startupz (with ?verbose) /metrics (with ?merge) /status /drain\n",
             ),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "no such path; there are /livez /readyz /startupz /metrics /status\n",
+                "no such path; there are /livez /livez/agent /readyz /startupz /metrics /status /drain\n",
             ),
         }
     }
@@ -214,9 +232,9 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
     let mut connections = JoinSet::new();
     loop {
         let place = places.clone().acquire_owned().await;
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     accept_failed(&error, "admin").await;
                     continue;
@@ -233,7 +251,7 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
             }
             let service = service_fn(move |request| {
                 let admin = admin.clone();
-                async move { Ok::<_, Infallible>(admin.answer(request).await) }
+                async move { Ok::<_, Infallible>(admin.answer(request, peer.ip()).await) }
             });
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder

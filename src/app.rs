@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin};
+use crate::agent;
 use crate::capability::gate::Gate;
 use crate::capability::runner::{self, Runner};
 use crate::clock::Clock;
@@ -20,10 +21,12 @@ use crate::endpoint::Protocol;
 use crate::metrics::Metrics;
 use crate::models::{self, Inspector};
 use crate::observer::{self, Observer, Probed};
+use crate::prestop::{self, Coordinator};
 use crate::prober::Prober;
 use crate::prober::resolve::Resolver;
 use crate::prober::server::ServerProbe;
 use crate::relay::{self, Context, RelayMetrics};
+use crate::scrape::Scrape;
 use crate::state::{Parts, Scheduler, Shared};
 use crate::subscription::{self, Interposer};
 use crate::{procfs, registration, tls};
@@ -98,7 +101,7 @@ impl App {
         let bound = listeners.bound.clone();
         let clock = Clock::start();
         let metrics = Metrics::new();
-        let drain = Drain::default();
+        let drain = Drain::exported(&metrics);
         let client = models::client()?;
         let probe = ServerProbe {
             limits: config.probe,
@@ -113,6 +116,7 @@ impl App {
             config.probe.connect_timeout,
             &metrics,
         );
+        let scrape = Scrape::new(config.merge, watching.clone(), client.clone(), &metrics);
         let (runner, probed) = match asking(config, &metrics) {
             Asking::Never(probed) => (None, probed),
             Asking::Through(series) => {
@@ -150,6 +154,33 @@ impl App {
             observed.clone(),
         );
         let interposed = interpose(config, correction, clock, &metrics);
+        let (watcher, agent) = agent::Watcher::new(
+            agent::Settings {
+                port: config.agent.ready_port,
+                stuck_after: config.agent.stuck_after,
+                targets: config.scheduler.targets.clone(),
+                tls: interposed.as_ref().and_then(|i| i.tls.clone()),
+            },
+            agent::Parts {
+                watching: watching.clone(),
+                drain: drain.clone(),
+                status: interposed.as_ref().map(|i| i.seen.status.clone()),
+                clock,
+            },
+            &metrics,
+        );
+        let (coordinator, drains) = Coordinator::new(
+            config.drain,
+            drain_limit(config.drain_time),
+            prestop::Parts {
+                drain: drain.clone(),
+                watching: watching.clone(),
+                agent: agent.clone(),
+                status: interposed.as_ref().map(|i| i.seen.status.clone()),
+                clock,
+            },
+            &metrics,
+        );
         let parts = Parts {
             mode: config.mode,
             clock,
@@ -160,9 +191,11 @@ impl App {
             observed,
             capabilities: config.capabilities.policy.clone(),
             scheduler: interposed.as_ref().map(|i| i.seen.clone()),
+            agent,
+            drains,
         };
         let shared = Shared::new(parts, &metrics);
-        let (admin, reporter) = Admin::new(shared.clone(), metrics.clone());
+        let (admin, reporter) = Admin::new(shared.clone(), metrics.clone(), scrape);
         let [http_metrics, grpc_metrics] = RelayMetrics::new(&metrics);
         let context = |protocol: Protocol, metrics: RelayMetrics| Context {
             protocol,
@@ -175,6 +208,7 @@ impl App {
             header_timeout: config.header_timeout,
             poke: poke.clone(),
             gate: gate.clone(),
+            in_flight: drain.in_flight().clone(),
             metrics,
         };
         let http = context(Protocol::Http, http_metrics);
@@ -196,6 +230,8 @@ impl App {
             tasks.spawn(named("gRPC relay", relay));
         }
         tasks.spawn(named("observer", observer.run()));
+        tasks.spawn(named("agent watcher", watcher.run()));
+        tasks.spawn(named("drain", coordinator.run()));
         if let Some((runner, _)) = runner {
             tasks.spawn(named("probe model", runner.run()));
         }
@@ -289,6 +325,7 @@ struct Interposed {
     interposer: Interposer,
     reader: registration::Reader,
     seen: Scheduler,
+    tls: Option<tls::Client>,
 }
 
 fn interpose(
@@ -317,7 +354,7 @@ fn interpose(
     let (interposer, status) = Interposer::new(settings, Arc::new(correction), clock, metrics);
     let target = scheduler.status.clone();
     let (reader, registration) =
-        registration::Reader::new(target, tls, status.clone(), clock, metrics);
+        registration::Reader::new(target, tls.clone(), status.clone(), clock, metrics);
     Some(Interposed {
         interposer,
         reader,
@@ -325,6 +362,7 @@ fn interpose(
             status,
             registration,
         },
+        tls,
     })
 }
 

@@ -15,6 +15,7 @@ use crate::capacity;
 use crate::endpoint::{Candidate, Host, Protocol};
 use crate::health::Thresholds;
 
+pub mod agent;
 mod reader;
 pub mod scheduler;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod variables;
 
 pub use variables::{POD_VARIABLES, VARIABLES, Variable, markdown_table};
 
+use agent::{AgentConfig, DrainConfig, MergeConfig};
 use reader::Reader;
 use scheduler::SchedulerConfig;
 
@@ -132,6 +134,12 @@ pub struct Config {
     pub capabilities: CapabilitiesConfig,
     /// The scheduler, and the agent's way to it.
     pub scheduler: SchedulerConfig,
+    /// Looking at the agent.
+    pub agent: AgentConfig,
+    /// `/drain`.
+    pub drain: DrainConfig,
+    /// One scrape for the pod.
+    pub merge: MergeConfig,
     /// Log filter.
     pub log: LogFilter,
     /// Log format.

@@ -1,10 +1,17 @@
-//! The end of the process: a switch that says it has begun, and a count of what still runs.
+//! The end of the process: a switch that says it has begun, and a count of what still runs. The
+//! drain that a hook calls for before that end is in [`crate::prestop`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::timeout;
+
+use crate::metrics::Metrics;
+
+pub mod in_flight;
+
+use in_flight::InFlight;
 
 /// How long nothing may run before a drain is over: the agent opens connections anew while it
 /// drains itself, and must not find the door shut between two of them.
@@ -14,14 +21,18 @@ pub const QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Drain {
     begun: Arc<watch::Sender<bool>>,
+    called: Arc<watch::Sender<bool>>,
     running: Arc<watch::Sender<usize>>,
+    in_flight: InFlight,
 }
 
 impl Default for Drain {
     fn default() -> Self {
         Drain {
             begun: Arc::new(watch::Sender::new(false)),
+            called: Arc::new(watch::Sender::new(false)),
             running: Arc::new(watch::Sender::new(0)),
+            in_flight: InFlight::default(),
         }
     }
 }
@@ -37,6 +48,19 @@ impl Drop for Busy {
 }
 
 impl Drain {
+    /// With a count of calls that `/metrics` shows.
+    pub fn exported(metrics: &Metrics) -> Self {
+        Drain {
+            in_flight: InFlight::exported(metrics),
+            ..Drain::default()
+        }
+    }
+
+    /// The count of inference calls.
+    pub fn in_flight(&self) -> &InFlight {
+        &self.in_flight
+    }
+
     /// Begins. Cannot be taken back.
     pub fn begin(&self) {
         self.begun.send_replace(true);
@@ -51,6 +75,26 @@ impl Drain {
     pub async fn begun(&self) {
         // The sender is held by `self`, so waiting cannot fail.
         let _ = self.begun.subscribe().wait_for(|begun| *begun).await;
+    }
+
+    /// Begins or undoes a drain that somebody has called for; the process goes on.
+    pub fn call(&self, on: bool) {
+        self.called.send_replace(on);
+    }
+
+    /// Whether somebody has called for one, and it was not taken back.
+    pub fn is_called(&self) -> bool {
+        *self.called.borrow()
+    }
+
+    /// Completes when a drain begins, is called for or is undone.
+    pub async fn changed(&self) {
+        let (mut begun, mut called) = (self.begun.subscribe(), self.called.subscribe());
+        // The senders are held by `self`, so waiting cannot fail.
+        tokio::select! {
+            _ = begun.changed() => {}
+            _ = called.changed() => {}
+        }
     }
 
     /// Counts work until the guard is dropped.

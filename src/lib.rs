@@ -4,6 +4,7 @@
 //! [`app`], the only place that knows every part; ARCHITECTURE.md has the map.
 
 pub mod admin;
+pub mod agent;
 pub mod app;
 pub mod capability;
 pub mod capacity;
@@ -22,12 +23,14 @@ pub mod metrics;
 pub mod models;
 pub mod nearest;
 pub mod observer;
+pub mod prestop;
 pub mod prober;
 pub mod process;
 pub mod procfs;
 pub mod readiness;
 pub mod registration;
 pub mod relay;
+pub mod scrape;
 pub mod signal;
 pub mod state;
 pub mod subscription;

@@ -29,6 +29,8 @@ pub const NAMES: [&str; 4] = ["probed", "inference-http", "inference-grpc", "not
 pub struct Facts {
     /// Whether SIGTERM has come.
     pub draining: bool,
+    /// Whether somebody has called for a drain.
+    pub called: bool,
 }
 
 /// The conditions of this moment. `before` carries the times of change on.
@@ -56,6 +58,11 @@ pub fn conditions(
     };
     let draining = if facts.draining {
         (false, "the shim was told to stop".to_string())
+    } else if facts.called {
+        (
+            false,
+            "the pod drains: /drain was called, and no SIGTERM has come yet".to_string(),
+        )
     } else {
         (true, "the shim has not been told to stop".to_string())
     };
@@ -174,7 +181,14 @@ mod tests {
             .collect()
     }
 
-    const RUNNING: Facts = Facts { draining: false };
+    const RUNNING: Facts = Facts {
+        draining: false,
+        called: false,
+    };
+    const STOPPING: Facts = Facts {
+        draining: true,
+        called: false,
+    };
 
     #[test]
     fn only_local_facts_decide_and_a_loading_model_is_not_one_of_them() {
@@ -194,9 +208,14 @@ mod tests {
             ["inference-grpc"]
         );
         assert_eq!(
-            unmet(endpoint(Grpc, None, true), Facts { draining: true }),
+            unmet(endpoint(Grpc, None, true), STOPPING),
             ["not-draining"]
         );
+        let called = Facts {
+            called: true,
+            ..RUNNING
+        };
+        assert_eq!(unmet(endpoint(Grpc, None, true), called), ["not-draining"]);
         assert_eq!(
             unmet(endpoint(Grpc, None, false), RUNNING),
             ["probed", "inference-grpc"]
@@ -209,8 +228,7 @@ mod tests {
         let first = conditions(&view, RUNNING, Duration::from_secs(3), &[]);
         let later = conditions(&view, RUNNING, Duration::from_secs(9), &first);
         assert!(later.iter().all(|c| c.since == Duration::from_secs(3)));
-        let drained = Facts { draining: true };
-        let changed = conditions(&view, drained, Duration::from_secs(11), &later);
+        let changed = conditions(&view, STOPPING, Duration::from_secs(11), &later);
         let times: Vec<u64> = changed.iter().map(|c| c.since.as_secs()).collect();
         assert_eq!(times, [3, 3, 3, 11]);
     }

@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use crate::capability::gate::Gate;
 use crate::clock::Clock;
 use crate::config::Mode;
+use crate::drain::in_flight::InFlight;
 use crate::drain::{Busy, Drain};
 use crate::endpoint::Protocol;
 use crate::metrics::Metrics;
@@ -32,6 +33,7 @@ pub mod connect;
 pub mod frames;
 pub mod greeting;
 pub mod grpc;
+pub mod guarded;
 pub mod http;
 pub mod local;
 pub mod opening;
@@ -61,6 +63,8 @@ pub struct Context {
     pub poke: Poke,
     /// Set where the server is asked through the probe model.
     pub gate: Option<Gate>,
+    /// Counts inference calls, so that a drain can wait for them.
+    pub in_flight: InFlight,
     /// The relay's series.
     pub metrics: RelayMetrics,
 }

@@ -8,6 +8,7 @@ use prometheus::IntGaugeVec;
 use tokio::sync::watch;
 
 use crate::admin::Probe;
+use crate::agent::Seen;
 use crate::capability;
 use crate::clock::Clock;
 use crate::config::Mode;
@@ -16,6 +17,7 @@ use crate::history::{Change, What};
 use crate::metrics::Metrics;
 use crate::models::Inventory;
 use crate::observer::Observed;
+use crate::prestop::Handle;
 use crate::prober::Watching;
 use crate::readiness::{Condition, Facts, NAMES, body, conditions, ready, started};
 use crate::registration::Registration;
@@ -43,6 +45,10 @@ pub struct Shared {
     pub capabilities: capability::Policy,
     /// The interposer's side; `None` where it is off.
     pub scheduler: Option<Scheduler>,
+    /// What is seen of the agent.
+    pub agent: watch::Receiver<Seen>,
+    /// Drains that are called for.
+    pub drains: Handle,
     kept: Arc<Mutex<Vec<Condition>>>,
     kept_remote: Arc<Mutex<Vec<Condition>>>,
     gauge: IntGaugeVec,
@@ -78,6 +84,10 @@ pub struct Parts {
     pub capabilities: capability::Policy,
     /// The interposer's side; `None` where it is off.
     pub scheduler: Option<Scheduler>,
+    /// What is seen of the agent.
+    pub agent: watch::Receiver<Seen>,
+    /// Drains that are called for.
+    pub drains: Handle,
 }
 
 impl Shared {
@@ -101,6 +111,8 @@ impl Shared {
             observed: parts.observed,
             capabilities: parts.capabilities,
             scheduler: parts.scheduler,
+            agent: parts.agent,
+            drains: parts.drains,
             kept: Arc::default(),
             kept_remote: Arc::default(),
             gauge,
@@ -110,10 +122,10 @@ impl Shared {
     /// The conditions that look beyond the pod: none of them decides readiness, since a newer
     /// agent waits for its pod to be ready before it takes work. Exports and remembers what has changed.
     pub fn remote_conditions(&self) -> Vec<Condition> {
-        let Some(scheduler) = &self.scheduler else {
-            return Vec::new();
-        };
-        let conditions = scheduler.registration.borrow().conditions.clone();
+        let mut conditions = self.scheduler.as_ref().map_or_else(Vec::new, |scheduler| {
+            scheduler.registration.borrow().conditions.clone()
+        });
+        conditions.extend(self.agent.borrow().condition());
         for condition in &conditions {
             let holds = i64::from(condition.holds);
             self.gauge.with_label_values(&[condition.name]).set(holds);
@@ -153,6 +165,7 @@ impl Shared {
     pub fn conditions(&self) -> Vec<Condition> {
         let facts = Facts {
             draining: self.drain.has_begun(),
+            called: self.drain.is_called(),
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let current = conditions(&self.view(), facts, self.clock.now(), &kept);
@@ -178,6 +191,7 @@ impl Shared {
     pub fn probe(&self, probe: Probe, verbose: bool) -> (bool, String) {
         match probe {
             Probe::Live => self.live(),
+            Probe::Agent => self.agent.borrow().live(self.clock.now()),
             Probe::Ready => {
                 let conditions = self.conditions();
                 let ok = ready(&conditions);
@@ -212,15 +226,9 @@ impl Shared {
     pub async fn changed(&self) {
         let mut changes = self.watching.changes.clone();
         changes.mark_unchanged();
-        let drain = async {
-            if self.drain.has_begun() {
-                std::future::pending::<()>().await;
-            }
-            self.drain.begun().await;
-        };
         tokio::select! {
             _ = changes.changed() => {}
-            () = drain => {}
+            () = self.drain.changed() => {}
             // `probed` and the heartbeat turn without a change of state.
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }

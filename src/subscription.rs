@@ -239,6 +239,7 @@ impl Interposer {
             SUBSCRIBE => self.subscribe(request).await,
             EVENT => self.event(request).await,
             DRAIN => {
+                let _running = Draining::begin(&self.status);
                 let limit = self.settings.drain_limit;
                 // Dropping the call cancels it at the scheduler.
                 timeout(limit, self.pass(request))
@@ -269,6 +270,25 @@ impl Interposer {
             Ok(response) => response,
             Err(Failed(why)) => refusal(UNAVAILABLE, &why),
         }
+    }
+}
+
+/// A drain of the agent at the scheduler, while it runs.
+struct Draining(watch::Sender<Status>);
+
+impl Draining {
+    fn begin(status: &watch::Sender<Status>) -> Self {
+        status.send_modify(|s| {
+            s.draining += 1;
+            s.drains += 1;
+        });
+        Draining(status.clone())
+    }
+}
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        self.0.send_modify(|s| s.draining -= 1);
     }
 }
 

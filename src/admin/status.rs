@@ -8,7 +8,7 @@ use crate::models::{Model, ServerMetadata};
 use crate::state::Shared;
 
 mod lately;
-mod reporting;
+pub(super) mod reporting;
 
 /// The whole document.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,6 +29,12 @@ pub struct Document {
     pub capacity: Capacity,
     /// Capability names.
     pub capabilities: Capabilities,
+    /// Seldon's agent, by its own readiness port.
+    #[serde(default)]
+    pub agent: AgentStatus,
+    /// Drains that were called for on `/drain`.
+    #[serde(default)]
+    pub drain: DrainStatus,
     /// Named facts.
     pub conditions: Vec<ConditionStatus>,
     /// What is wrong, in words.
@@ -193,6 +199,40 @@ pub struct Capabilities {
     pub distributions: usize,
 }
 
+/// Seldon's agent.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// `unknown`, `ready`, `not-ready`, `silent` or `stuck`.
+    pub state: String,
+    /// When that began, RFC 3339.
+    pub since: String,
+    /// Why, in words.
+    pub reason: String,
+    /// Whether `/livez/agent` says that it is alive.
+    pub live: bool,
+}
+
+/// A drain that was called for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// `none`, `draining`, `drained`, `gave-up`; `stopping` once SIGTERM has come.
+    pub state: String,
+    /// When that began, RFC 3339; null before the first.
+    pub since: Option<String>,
+    /// Inference calls that run now.
+    pub running: usize,
+    /// Inference calls that ran when it began.
+    pub at_start: usize,
+    /// Callers that wait for its end.
+    pub waiting: usize,
+    /// What the agent does, in words.
+    pub agent: String,
+    /// What the last one came to, in words; empty before its end.
+    pub summary: String,
+    /// Drains that were no termination, and were taken back.
+    pub undone: u64,
+}
+
 /// One condition.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ConditionStatus {
@@ -219,6 +259,7 @@ pub struct Finding {
 pub fn document(shared: &Shared) -> Document {
     let view = shared.view();
     let clock = &shared.clock;
+    let agent = shared.agent.borrow().clone();
     let inventory = shared.inventory.borrow().clone();
     let mut conditions = shared.conditions();
     conditions.extend(shared.remote_conditions());
@@ -267,6 +308,13 @@ pub fn document(shared: &Shared) -> Document {
         transitions: lately::transitions(shared),
         capacity: reporting::capacity(shared),
         capabilities: reporting::capabilities(shared),
+        drain: reporting::drain(shared),
+        agent: AgentStatus {
+            state: agent.state.as_str().into(),
+            since: clock.rfc3339(agent.since),
+            live: agent.live(clock.now()).0,
+            reason: agent.reason,
+        },
         conditions: conditions
             .into_iter()
             .map(|c| ConditionStatus {

@@ -99,7 +99,7 @@ impl Reader {
         (!value.is_empty()).then_some(value)
     }
 
-    fn read<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Option<T>) -> T {
+    pub(super) fn read<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Option<T>) -> T {
         let variable = VARIABLES
             .iter()
             .find(|v| v.name == name)
@@ -177,6 +177,9 @@ impl Reader {
             memory: self.memory(),
             capabilities: self.capabilities(),
             scheduler: self.scheduler(),
+            agent: self.agent(),
+            drain: self.drain(),
+            merge: self.merge(),
             log,
             log_format: self.read("SHIM_LOG_FORMAT", |text| match text {
                 "text" => Some(LogFormat::Text),
@@ -284,6 +287,7 @@ impl Reader {
 
     /// Rules between variables.
     fn check_rules(&mut self, config: &Config) {
+        self.check_merge(config);
         let interval = config.probe.interval;
         for (name, limit) in [
             ("SHIM_PROBE_CONNECT_TIMEOUT", config.probe.connect_timeout),
@@ -363,6 +367,20 @@ impl Reader {
         }
     }
 
+    /// The page that is asked for the pod's metrics must not be one of those that it asks.
+    fn check_merge(&mut self, config: &Config) {
+        let (own, merge) = (config.admin_port, config.merge);
+        for (name, port) in [
+            ("SHIM_AGENT_METRICS_PORT", merge.agent_port),
+            ("SHIM_INFERENCE_METRICS_PORT", merge.server_port),
+        ] {
+            if merge.on && port != 0 && port == own {
+                let expected = format!("a port other than SHIM_ADMIN_PORT ({own})");
+                self.problem(name, port, expected);
+            }
+        }
+    }
+
     pub(super) fn warn_unknown(&mut self) {
         for key in self.raw.keys() {
             let name = format!("{PREFIX}{}", key.to_ascii_uppercase());
@@ -425,6 +443,6 @@ fn duration_or_zero(text: &str) -> Option<Duration> {
         .filter(|d| *d <= Duration::from_secs(24 * 3600))
 }
 
-fn duration(text: &str) -> Option<Duration> {
+pub(super) fn duration(text: &str) -> Option<Duration> {
     duration_or_zero(text).filter(|d| *d >= Duration::from_millis(10))
 }

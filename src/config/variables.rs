@@ -29,6 +29,7 @@ pub(super) const DURATION_OR_ZERO: &str =
 pub(super) const COUNT: &str = "a whole number from 1 to 100";
 pub(super) const PORT: &str = "a port from 1 to 65535";
 pub(super) const LISTEN_PORT: &str = "a port from 1 to 65535, or 0 for any free one";
+pub(super) const PORT_OR_OFF: &str = "a port from 1 to 65535, or 0 for off";
 pub(super) const ADDRESSES: &str = "IP addresses separated by commas";
 pub(super) const HOSTS: &str =
     "hosts separated by commas: IPv4, IPv6 with or without brackets, or names";
@@ -330,6 +331,69 @@ pub const VARIABLES: &[Variable] = &[
         accepts: DURATION,
         effect: "shortest time between two subscriptions that the shim renews by itself because capacity or capabilities have changed for good",
         show: |c| show(c.scheduler.resubscribe_min_interval),
+    },
+    Variable {
+        name: "SHIM_AGENT_READY_PORT",
+        default: "9008",
+        accepts: PORT_OR_OFF,
+        effect: "the agent's own readiness, which it has from 2.9.1 on: shown, and watched for `/livez/agent`",
+        show: |c| c.agent.ready_port.to_string(),
+    },
+    Variable {
+        name: "SHIM_AGENT_STUCK_AFTER",
+        default: "180s",
+        accepts: DURATION,
+        effect: "`/livez/agent` fails when the agent has been not ready for longer than this while the server was usable, the scheduler answered and nothing else explained it",
+        show: |c| show(c.agent.stuck_after),
+    },
+    Variable {
+        name: "SHIM_AGENT_DRAIN_PORT",
+        default: "9007",
+        accepts: PORT_OR_OFF,
+        effect: "where `/drain` makes the agent drain",
+        show: |c| c.drain.agent_port.to_string(),
+    },
+    Variable {
+        name: "SHIM_DRAIN_ENDPOINT",
+        default: "false",
+        accepts: "true or false",
+        effect: "whether `/drain` may be begun from outside the pod, as kubelet's `httpGet` hooks do; else from loopback only",
+        show: |c| c.drain.open.to_string(),
+    },
+    Variable {
+        name: "SHIM_DRAIN_HOOKS",
+        default: "1",
+        accepts: COUNT,
+        effect: "calls of `/drain` within 2s that make the agent drain too: the number of containers whose preStop hook calls it, so that the restart of one does not",
+        show: |c| c.drain.hooks.to_string(),
+    },
+    Variable {
+        name: "SHIM_DRAIN_UNDO_AFTER",
+        default: "5m",
+        accepts: DURATION,
+        effect: "a drain that was followed by no SIGTERM for so long is undone, sooner where the server or the agent has come back; keep it above the pod's grace period",
+        show: |c| show(c.drain.undo_after),
+    },
+    Variable {
+        name: "SHIM_MERGE_METRICS",
+        default: "false",
+        accepts: "true or false",
+        effect: "whether `/metrics?merge` adds the agent's and the server's own metrics, so that the pod needs one scrape",
+        show: |c| c.merge.on.to_string(),
+    },
+    Variable {
+        name: "SHIM_AGENT_METRICS_PORT",
+        default: "9006",
+        accepts: PORT_OR_OFF,
+        effect: "the agent's metrics, on loopback, for `/metrics?merge`",
+        show: |c| c.merge.agent_port.to_string(),
+    },
+    Variable {
+        name: "SHIM_INFERENCE_METRICS_PORT",
+        default: "8082",
+        accepts: PORT_OR_OFF,
+        effect: "the server's metrics, on the host in use for HTTP, for `/metrics?merge`",
+        show: |c| c.merge.server_port.to_string(),
     },
     Variable {
         name: "SHIM_LOG",

@@ -38,6 +38,26 @@ pub async fn probe(address: SocketAddr, limits: &ProbeConfig) -> Outcome {
     }
 }
 
+/// The status of the answer to one GET on a connection of its own.
+pub async fn status_of(
+    address: SocketAddr,
+    path: &str,
+    connect_timeout: Duration,
+    limit: Duration,
+) -> Result<StatusCode, Outcome> {
+    let stream = connect::connect(address, connect_timeout).await?;
+    let both = handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = both.map_err(|error| unhealthy(&error))?;
+    let answer = tokio::select! {
+        answer = get(&mut sender, address, path, limit) => answer,
+        never = async { let _ = connection.await; std::future::pending().await } => never,
+    };
+    match answer {
+        None => Err(connect::silent(limit)),
+        Some(answer) => answer.map_err(|error| unhealthy(&error)),
+    }
+}
+
 type Sender = SendRequest<Empty<Bytes>>;
 
 async fn ask(

@@ -15,6 +15,7 @@ use super::opening::{NotOpened, Opening, open};
 use super::splice::{Ended, Far, Http2, Splice};
 use super::{Context, End, local};
 use crate::config::Mode;
+use crate::drain::in_flight::InFlight;
 use crate::endpoint::Protocol;
 use crate::health::State;
 use crate::view::Usable;
@@ -117,6 +118,11 @@ async fn carry(
     opened: prometheus::IntCounter,
 ) -> End {
     let metrics = &context.metrics;
+    // The shim's own service counts its calls itself, since it knows what they are.
+    let in_flight = match far {
+        Far::Server(_) => context.in_flight.clone(),
+        Far::Local(_) => InFlight::default(),
+    };
     metrics.received.inc_by(opening.to_server.len() as u64);
     let splice = Splice {
         caller: opening.caller,
@@ -124,6 +130,7 @@ async fn carry(
         to_server: opening.to_server,
         to_caller: opening.to_caller,
         http2: Some(Http2 {
+            in_flight,
             from_caller: opening.from_caller,
             from_server: opening.from_server,
             pings: opening.pings,

@@ -6,9 +6,7 @@
 //! meets that close would be lost. Bodies stream through both ways and are never looked at.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +16,6 @@ use http::header::{
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
-use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -29,9 +26,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::answer::{self, Answered, Question, http_error};
-use super::caller::{Caller, UnderWay};
+use super::caller::Caller;
 use super::connect::connect;
 use super::greeting::greet;
+use super::guarded::Guarded;
 use super::reserved;
 use super::splice::{Ended, Far, Splice};
 use super::{Context, End};
@@ -45,32 +43,6 @@ const IDLE: Duration = Duration::from_secs(4);
 const READ_ON: Duration = Duration::from_secs(1);
 
 type Body = Either<Incoming, answer::Body>;
-
-/// A body that counts its call as under way while it lives.
-struct Counted {
-    body: Body,
-    _under_way: UnderWay,
-}
-
-impl http_body::Body for Counted {
-    type Data = Bytes;
-    type Error = <Body as http_body::Body>::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
 
 /// Serves one caller's connection until it ends.
 pub async fn serve(stream: TcpStream, context: &Context) -> End {
@@ -86,15 +58,14 @@ pub async fn serve(stream: TcpStream, context: &Context) -> End {
     let (caller, watch) = Caller::new(before, stream, received, sent);
     let server = Arc::new(Server::new(context.clone()));
     let calls = watch.clone();
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let (server, under_way) = (server.clone(), calls.under_way());
+        let counted = is_inference(request.uri().path()).then(|| server.context.in_flight.one());
         async move {
             let response = server.handle(request).await;
             // Under way until the last byte of the answer has been taken.
-            Ok::<_, Infallible>(response.map(|body| Counted {
-                body,
-                _under_way: under_way,
-            }))
+            let guard = (under_way, counted);
+            Ok::<_, Infallible>(response.map(|body| Guarded::new(body, guard)))
         }
     });
     let served = hyper::server::conn::http1::Builder::new()
@@ -324,6 +295,11 @@ const INDEX: &str = "/v2/repository/index";
 fn is_small(body: &Incoming) -> bool {
     let length = http_body::Body::size_hint(body).exact();
     length.is_some_and(|length| length <= reserved::MAX_HELD as u64)
+}
+
+/// Whether a drain waits for a call: all but health and the repository.
+fn is_inference(path: &str) -> bool {
+    !path.starts_with("/v2/health/") && !path.starts_with("/v2/repository/")
 }
 
 /// Whether a call may have changed what is loaded.

@@ -25,6 +25,8 @@ use tokio::time::timeout;
 use super::Context;
 use super::answer::{self, Answered, Question};
 use super::connect::connect;
+use super::grpc::is_control;
+use super::guarded::Guarded;
 use super::reserved::{self, Held};
 use crate::health::State;
 use crate::view::View;
@@ -74,9 +76,14 @@ pub async fn serve(stream: UnixStream, context: Context) {
         context,
         server: Mutex::new(None),
     });
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let calls = calls.clone();
-        async move { Ok::<_, Infallible>(calls.handle(request).await) }
+        // Of a caller that mixes kinds on one connection.
+        let counted = (!is_control(request.uri().path())).then(|| calls.context.in_flight.one());
+        async move {
+            let response = calls.handle(request).await;
+            Ok::<_, Infallible>(response.map(|body| Guarded::new(body, counted)))
+        }
     });
     // An error here is the caller's connection going away; each call has had its own answer.
     let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())

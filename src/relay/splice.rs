@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::frames::{Calls, Filter, FrameHead, GOAWAY, pong};
+use crate::drain::in_flight::InFlight;
 
 /// How long one half may outlive the other: time to take what is still on the way.
 const LINGER: Duration = Duration::from_secs(5);
@@ -111,6 +112,34 @@ pub struct Http2 {
     pub calls: Calls,
     /// Counts calls that the caller opens, those included.
     pub opened: IntCounter,
+    /// Counts calls while they are open.
+    pub in_flight: InFlight,
+}
+
+/// The calls of one connection, which count as running until they or the connection end.
+struct Running {
+    calls: Calls,
+    in_flight: InFlight,
+}
+
+impl Running {
+    fn new(calls: Calls, in_flight: InFlight) -> Self {
+        in_flight.moved(0, calls.open());
+        Running { calls, in_flight }
+    }
+
+    fn see<T>(&mut self, look: impl FnOnce(&mut Calls) -> T) -> T {
+        let before = self.calls.open();
+        let seen = look(&mut self.calls);
+        self.in_flight.moved(before, self.calls.open());
+        seen
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.in_flight.moved(self.calls.open(), 0);
+    }
 }
 
 /// One connection to carry.
@@ -148,22 +177,25 @@ impl Splice {
     /// a new connection for its next call; running calls stay.
     pub async fn run(self, move_on: impl Future<Output = ()>) -> Ended {
         let pongs = Pongs::default();
-        let (from_caller, from_server, calls, opened) = match self.http2 {
+        let (from_caller, from_server, running, opened) = match self.http2 {
             Some(h) => {
                 pongs.lock().extend(h.pings);
                 (
                     Some(h.from_caller),
                     Some(h.from_server),
-                    h.calls,
+                    Running::new(h.calls, h.in_flight),
                     Some(h.opened),
                 )
             }
-            None => (None, None, Calls::default(), None),
+            None => {
+                let none = Running::new(Calls::default(), InFlight::default());
+                (None, None, none, None)
+            }
         };
         if let Some(opened) = &opened {
-            opened.inc_by(calls.open() as u64);
+            opened.inc_by(running.calls.open() as u64);
         }
-        let calls = Mutex::new(calls);
+        let calls = Mutex::new(running);
         let lock = || calls.lock().unwrap_or_else(PoisonError::into_inner);
         let mut upward = Half {
             from: &self.caller,
@@ -182,7 +214,7 @@ impl Splice {
         let mut up = pin!(async {
             upward.send(&self.to_server).await?;
             let count = |head: &FrameHead| {
-                if lock().from_caller(head)
+                if lock().see(|calls| calls.from_caller(head))
                     && let Some(opened) = &opened
                 {
                     opened.inc();
@@ -195,7 +227,7 @@ impl Splice {
         let mut down = pin!(async {
             downward.send(&self.to_caller).await?;
             let count = |head: &FrameHead| {
-                lock().from_server(head);
+                lock().see(|calls| calls.from_server(head));
             };
             downward.carry(move_on, Direction::Down, count).await
         });

@@ -90,4 +90,8 @@ pub struct Status {
     pub events: u64,
     /// Answers of "State mismatch".
     pub mismatches: u64,
+    /// Drains of the agent at the scheduler that run now.
+    pub draining: usize,
+    /// Drains that it has begun there.
+    pub drains: u64,
 }

@@ -86,7 +86,7 @@ async fn grpc_health_agrees_with_the_http_probes() {
         (serving("").await.unwrap() == 1).then_some(())
     })
     .await;
-    for service in ["livez", "readyz", "startupz"] {
+    for service in ["livez", "livez/agent", "readyz", "startupz"] {
         assert_eq!(serving(service).await.unwrap(), 1, "{service}");
     }
     server.stop().await;
@@ -179,10 +179,12 @@ async fn the_status_document_has_the_documented_shape() {
     assert_eq!(
         keys,
         [
+            "agent",
             "build",
             "capabilities",
             "capacity",
             "conditions",
+            "drain",
             "endpoints",
             "findings",
             "mode",
@@ -191,6 +193,18 @@ async fn the_status_document_has_the_documented_shape() {
             "server",
             "transitions"
         ]
+    );
+    assert_eq!(status["agent"]["state"], "unknown");
+    assert_eq!(status["agent"]["live"], true);
+    for key in ["since", "reason"] {
+        assert!(status["agent"][key].is_string(), "{key}");
+    }
+    assert_eq!(
+        status["drain"],
+        serde_json::json!({
+            "state": "none", "since": null, "running": 0, "at_start": 0, "waiting": 0,
+            "agent": "", "summary": "", "undone": 0,
+        })
     );
     assert_eq!(status["mode"], "correct");
     assert_eq!(

@@ -12,10 +12,12 @@
 mod support;
 
 mod admin;
+mod agent;
 mod bad_input;
 mod cli;
 mod complaint;
 mod demo;
+mod drain;
 mod faults;
 mod grpc_relay;
 mod http_relay;
@@ -26,6 +28,7 @@ mod page;
 mod probe_model;
 mod real_server;
 mod regression;
+mod scrape;
 mod selection;
 mod standin;
 mod subscription;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agent_shim::drain::in_flight::InFlight;
 use agent_shim::relay::frames::{Calls, Filter, GOAWAY, LeaveOut};
 use agent_shim::relay::splice::{Far, Http2, Splice};
 use prometheus::IntCounter;
@@ -38,6 +39,7 @@ async fn splice() -> (Splice, TcpStream, TcpStream) {
             pings: Vec::new(),
             calls: Calls::default(),
             opened: counter(),
+            in_flight: InFlight::default(),
         }),
         received: counter(),
         sent: counter(),

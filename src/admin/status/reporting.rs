@@ -1,7 +1,8 @@
 //! The parts of the status document that tell what the scheduler is told, and what it believes.
 
-use super::{Capabilities, Capacity, CapacitySource, Finding};
+use super::{Capabilities, Capacity, CapacitySource, DrainStatus, Finding};
 use crate::capability;
+use crate::prestop::judge::Phase;
 use crate::readiness::Condition;
 use crate::registration::{Check, Registration};
 use crate::state::Shared;
@@ -73,6 +74,31 @@ pub(super) fn capabilities(shared: &Shared) -> Capabilities {
         requested,
         source: known,
         distributions,
+    }
+}
+
+/// The drain that was called for, if any.
+pub(in crate::admin) fn drain(shared: &Shared) -> DrainStatus {
+    let progress = shared.drains.progress.borrow().clone();
+    let stopping = shared.drain.has_begun();
+    let known = progress.phase != Phase::None || progress.ended > 0;
+    DrainStatus {
+        state: if stopping {
+            "stopping".into()
+        } else {
+            progress.phase.as_str().into()
+        },
+        since: known.then(|| shared.clock.rfc3339(progress.since)),
+        running: shared.drain.in_flight().now(),
+        at_start: progress.at_start,
+        waiting: shared.drains.waiting(),
+        agent: if known {
+            progress.agent.words()
+        } else {
+            String::new()
+        },
+        summary: progress.summary,
+        undone: progress.undone,
     }
 }
 

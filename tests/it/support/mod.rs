@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 pub mod grpc;
 pub mod http;
+pub mod pages;
 
 /// The bound of every wait: long enough for a loaded machine, short enough to fail.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -60,6 +61,9 @@ impl Shim {
             ("SHIM_PROBE_TIMEOUT", "100ms"),
             ("SHIM_OUTAGE_GRACE", "1s"),
             ("SHIM_FAILBACK_HOLD", "300ms"),
+            // Nothing of another program on this machine is to be taken for an agent.
+            ("SHIM_AGENT_READY_PORT", "0"),
+            ("SHIM_AGENT_DRAIN_PORT", "0"),
         ];
         let loaded = load_from(quick.iter().chain(settings).copied()).unwrap();
         assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
