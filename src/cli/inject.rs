@@ -14,7 +14,7 @@ use similar::TextDiff;
 use super::{USAGE, failed};
 use crate::config::Mode;
 use crate::inject::manifest::{self, Found, Outcome, Refused};
-use crate::inject::{Options, Resources, Style, Tls};
+use crate::inject::{self, Kind, Options, Resources, Style, Tls};
 
 /// Arguments of `inject`.
 #[derive(Debug, Args)]
@@ -257,7 +257,7 @@ impl Input {
 
 /// Runs the command.
 pub fn main(args: &InjectArgs) -> ExitCode {
-    let options = match args.options() {
+    let mut options = match args.options() {
         Ok(options) => options,
         Err(why) => return usage(&why),
     };
@@ -267,6 +267,9 @@ pub fn main(args: &InjectArgs) -> ExitCode {
     };
     if args.in_place && inputs.iter().any(|i| i.path.is_none()) {
         return usage("--in-place: expected files, not stdin");
+    }
+    if !args.remove {
+        options.injected_configs = configs(&inputs, &options);
     }
     let work = |text: &str| -> Result<Outcome, Refused> {
         if args.remove {
@@ -316,6 +319,18 @@ pub fn main(args: &InjectArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => failed(&why),
     }
+}
+
+/// The `ServerConfig`s among the inputs that the shim goes into. What cannot be read is reported
+/// when it is worked on.
+fn configs(inputs: &[Input], options: &Options) -> Vec<String> {
+    let texts = inputs.iter().filter_map(|i| manifest::values(&i.text).ok());
+    texts
+        .flatten()
+        .filter(|object| Kind::of(object) == Some(Kind::ServerConfig))
+        .filter(|object| inject::inject(&mut object.clone(), options).is_ok_and(|r| r.applies()))
+        .filter_map(|object| Some(object.pointer("/metadata/name")?.as_str()?.to_string()))
+        .collect()
 }
 
 fn usage(why: &str) -> ExitCode {
