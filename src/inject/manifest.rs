@@ -254,14 +254,23 @@ impl Part<'_> {
 
     fn inject(&self, options: &Options) -> Result<(String, Vec<Report>), Refused> {
         // From what was there before, so that it can be said again how to get back to it.
-        let (before, _) = self.remove(options)?;
+        let (before, removed) = self.remove(options)?;
         let part = Part {
             text: &before,
             ..*self
         };
         let mut reports = Vec::new();
+        // A `Server` that has the shim keeps it, whatever its `ServerConfig` has; that is said.
+        let mut kept = options.clone();
+        let configs = std::mem::take(&mut kept.injected_configs);
         let read = part.objects(|object| {
-            reports.push(super::inject(object, options)?);
+            let had = removed.get(reports.len()).is_some_and(|r| r.changed);
+            let mut report = super::inject(object, if had { &kept } else { options })?;
+            if had {
+                let twice = super::warnings::twice(object, &configs);
+                report.warnings.splice(0..0, twice);
+            }
+            reports.push(report);
             Ok(())
         })?;
         let Some((document, mut value)) = read.filter(|_| reports.iter().any(|r| r.changed)) else {

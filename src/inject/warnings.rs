@@ -28,6 +28,17 @@ pub(super) fn look(object: &Value, target: &Target, options: &Options) -> Vec<Wa
     look.all()
 }
 
+/// Only a `Server` that was injected before is looked at with its `ServerConfig` injected too.
+pub(super) fn twice(object: &Value, configs: &[String]) -> Option<Warning> {
+    let config = object.pointer("/spec/serverConfig")?.as_str()?;
+    let both = Kind::of(object) == Some(Kind::Server) && configs.iter().any(|c| c == config);
+    both.then(|| Warning {
+        id: "injected-twice",
+        text: format!("the Server and its ServerConfig {config} both have the shim: the operator puts both into the pod, which Kubernetes then refuses"),
+        fix: "take it out of one of them with --remove".into(),
+    })
+}
+
 struct Look<'a> {
     object: &'a Value,
     target: &'a Target,
@@ -39,7 +50,8 @@ struct Look<'a> {
 
 impl<'a> Look<'a> {
     fn all(mut self) -> Vec<Warning> {
-        self.twice();
+        self.out
+            .extend(twice(self.object, &self.options.injected_configs));
         self.namespace();
         self.owner();
         self.flags();
@@ -72,21 +84,6 @@ impl<'a> Look<'a> {
 
     fn meta(&self, pointer: &str) -> Option<&'a Value> {
         self.object.get("metadata")?.pointer(pointer)
-    }
-
-    /// Only a `Server` that was injected before gets here with its `ServerConfig` injected too.
-    fn twice(&mut self) {
-        let config = self.object.pointer("/spec/serverConfig");
-        if let Some(config) = config.and_then(Value::as_str)
-            && self.target.kind == Kind::Server
-            && self.options.injected_configs.iter().any(|c| c == config)
-        {
-            self.warn(
-                "injected-twice",
-                format!("the Server and its ServerConfig {config} both have the shim: the operator puts both into the pod, which Kubernetes then refuses"),
-                "take it out of one of them with --remove",
-            );
-        }
     }
 
     fn namespace(&mut self) {
