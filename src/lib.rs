@@ -18,6 +18,7 @@ pub mod drain;
 pub mod endpoint;
 pub mod health;
 pub mod history;
+pub mod inject;
 pub mod listeners;
 pub mod metrics;
 pub mod models;

@@ -21,6 +21,7 @@ mod drain;
 mod faults;
 mod grpc_relay;
 mod http_relay;
+mod inject;
 mod life_cycle;
 mod metrics;
 mod observe;

@@ -119,14 +119,14 @@ async fn http_has_the_shapes_of_mlserver() {
         (
             get("/v2"),
             200,
-            r#"{"extensions":[],"name":"mlserver","version":"1.7.1"}"#,
+            r#"{"name":"mlserver","version":"1.7.1","extensions":[]}"#,
         ),
         (request(Method::HEAD, "/v2/health/live", full("")), 405, ""),
         (get("/"), 404, r#"{"detail":"Not Found"}"#),
         (
             post("/v2/repository/index", ""),
             422,
-            r#"{"detail":[{"loc":["body"],"msg":"Field required","type":"missing"}]}"#,
+            r#"{"detail":[{"type":"missing","loc":["body"],"msg":"Field required"}]}"#,
         ),
         (
             post("/v2/repository/index", "{}"),
