@@ -23,7 +23,9 @@ use crate::observer::{self, Observer, Probed};
 use crate::prober::Prober;
 use crate::prober::resolve::Resolver;
 use crate::prober::server::ServerProbe;
+use crate::relay::repository::Flights;
 use crate::relay::{self, Context, RelayMetrics};
+use crate::restore::{self, Memory};
 use crate::state::{Parts, Scheduler, Shared};
 use crate::subscription::{self, Interposer};
 use crate::{procfs, registration, tls};
@@ -119,7 +121,7 @@ impl App {
                 let parts = runner::Parts {
                     watching: watching.clone(),
                     clock,
-                    client,
+                    client: client.clone(),
                     models_dir: config.capabilities.models_dir.clone(),
                     gate: Gate::default(),
                     drain: drain.clone(),
@@ -149,6 +151,24 @@ impl App {
             watching.clone(),
             observed.clone(),
         );
+        let (memory, jobs) = Memory::new(
+            restore::Settings {
+                restore: config.models.restore && config.mode == Mode::Correct,
+                coalesce: config.models.coalesce,
+                models_dir: config.capabilities.models_dir.clone(),
+            },
+            clock,
+            drain.clone(),
+            &metrics,
+        );
+        let restorer = restore::runner::Parts {
+            watching: watching.clone(),
+            inventory: inventory.clone(),
+            observed: observed.clone(),
+            client,
+            poke: poke.clone(),
+        };
+        let restorer = restore::runner::Runner::new(memory.clone(), jobs, restorer);
         let interposed = interpose(config, correction, clock, &metrics);
         let parts = Parts {
             mode: config.mode,
@@ -159,6 +179,7 @@ impl App {
             heartbeat,
             observed,
             capabilities: config.capabilities.policy.clone(),
+            memory: memory.clone(),
             scheduler: interposed.as_ref().map(|i| i.seen.clone()),
         };
         let shared = Shared::new(parts, &metrics);
@@ -174,6 +195,8 @@ impl App {
             connect_timeout: config.probe.connect_timeout,
             header_timeout: config.header_timeout,
             poke: poke.clone(),
+            memory: memory.clone(),
+            flights: Flights::default(),
             gate: gate.clone(),
             metrics,
         };
@@ -196,6 +219,7 @@ impl App {
             tasks.spawn(named("gRPC relay", relay));
         }
         tasks.spawn(named("observer", observer.run()));
+        tasks.spawn(named("model restorer", restorer.run()));
         if let Some((runner, _)) = runner {
             tasks.spawn(named("probe model", runner.run()));
         }

@@ -15,6 +15,7 @@ use crate::capacity;
 use crate::endpoint::{Candidate, Host, Protocol};
 use crate::health::Thresholds;
 
+pub mod models;
 mod reader;
 pub mod scheduler;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod variables;
 
 pub use variables::{POD_VARIABLES, VARIABLES, Variable, markdown_table};
 
+use models::ModelsConfig;
 use reader::Reader;
 use scheduler::SchedulerConfig;
 
@@ -130,6 +132,8 @@ pub struct Config {
     pub memory: MemoryConfig,
     /// Capabilities.
     pub capabilities: CapabilitiesConfig,
+    /// Lost models, and a worker that does not work.
+    pub models: ModelsConfig,
     /// The scheduler, and the agent's way to it.
     pub scheduler: SchedulerConfig,
     /// Log filter.

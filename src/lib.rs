@@ -27,6 +27,7 @@ pub mod procfs;
 pub mod readiness;
 pub mod registration;
 pub mod relay;
+pub mod restore;
 pub mod signal;
 pub mod state;
 pub mod subscription;

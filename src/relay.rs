@@ -24,6 +24,7 @@ use crate::endpoint::Protocol;
 use crate::metrics::Metrics;
 use crate::models::Poke;
 use crate::prober::Watching;
+use crate::restore::Memory;
 use crate::view::View;
 
 pub mod answer;
@@ -32,9 +33,11 @@ pub mod connect;
 pub mod frames;
 pub mod greeting;
 pub mod grpc;
+pub mod heed;
 pub mod http;
 pub mod local;
 pub mod opening;
+pub mod repository;
 pub mod reserved;
 pub mod splice;
 
@@ -59,6 +62,10 @@ pub struct Context {
     pub header_timeout: Duration,
     /// Told when a call has changed what is loaded.
     pub poke: Poke,
+    /// What belongs in the server's memory.
+    pub memory: Memory,
+    /// Loads under way over gRPC.
+    pub flights: repository::Flights,
     /// Set where the server is asked through the probe model.
     pub gate: Option<Gate>,
     /// The relay's series.

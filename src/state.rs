@@ -18,6 +18,7 @@ use crate::observer::Observed;
 use crate::prober::Watching;
 use crate::readiness::{Condition, Facts, NAMES, body, conditions, ready, started};
 use crate::registration::Registration;
+use crate::restore::{self, Memory};
 use crate::subscription::status::Status;
 use crate::view::View;
 
@@ -40,6 +41,8 @@ pub struct Shared {
     pub observed: watch::Receiver<Arc<Observed>>,
     /// The policy that judges the declared capabilities.
     pub capabilities: capability::Policy,
+    /// What belongs in the server's memory.
+    pub memory: Memory,
     /// The interposer's side; `None` where it is off.
     pub scheduler: Option<Scheduler>,
     kept: Arc<Mutex<Vec<Condition>>>,
@@ -74,6 +77,8 @@ pub struct Parts {
     pub observed: watch::Receiver<Arc<Observed>>,
     /// The policy that judges the declared capabilities.
     pub capabilities: capability::Policy,
+    /// What belongs in the server's memory.
+    pub memory: Memory,
     /// The interposer's side; `None` where it is off.
     pub scheduler: Option<Scheduler>,
 }
@@ -86,7 +91,7 @@ impl Shared {
             "1 while the condition holds. The pod is ready when those that are local hold; what the scheduler believes never decides that.",
             &["condition"],
         );
-        for name in NAMES {
+        for name in NAMES.into_iter().chain([restore::CONDITION]) {
             gauge.with_label_values(&[name]);
         }
         Shared {
@@ -98,6 +103,7 @@ impl Shared {
             heartbeat: parts.heartbeat,
             observed: parts.observed,
             capabilities: parts.capabilities,
+            memory: parts.memory,
             scheduler: parts.scheduler,
             kept: Arc::default(),
             gauge,
@@ -111,6 +117,16 @@ impl Shared {
             return Vec::new();
         };
         let conditions = scheduler.registration.borrow().conditions.clone();
+        for condition in &conditions {
+            let holds = i64::from(condition.holds);
+            self.gauge.with_label_values(&[condition.name]).set(holds);
+        }
+        conditions
+    }
+
+    /// The conditions of the pod that decide nothing.
+    pub fn further_conditions(&self) -> Vec<Condition> {
+        let conditions = vec![self.memory.condition()];
         for condition in &conditions {
             let holds = i64::from(condition.holds);
             self.gauge.with_label_values(&[condition.name]).set(holds);
@@ -144,6 +160,8 @@ impl Shared {
             }
         }
         kept.clone_from(&current);
+        // Shown with the others, whoever asks.
+        let _ = self.further_conditions();
         current
     }
 

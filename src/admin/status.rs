@@ -24,6 +24,8 @@ pub struct Document {
     pub server: Option<ServerStatus>,
     /// The repository index as last read.
     pub models: Vec<Model>,
+    /// Models that a restart of the server has taken and that are not back.
+    pub restoring: Vec<Restoring>,
     /// Memory; null where nothing is known.
     pub capacity: Capacity,
     /// Capability names.
@@ -172,12 +174,26 @@ pub struct Finding {
     pub text: String,
 }
 
+/// One model that is being restored, or could not be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Restoring {
+    /// Its name.
+    pub model: String,
+    /// `due`, `loading` or `given-up`.
+    pub stage: String,
+    /// Failed tries.
+    pub failures: u32,
+    /// Why the last one failed.
+    pub error: Option<String>,
+}
+
 /// The document of this moment.
 pub fn document(shared: &Shared) -> Document {
     let view = shared.view();
     let clock = &shared.clock;
     let inventory = shared.inventory.borrow().clone();
     let mut conditions = shared.conditions();
+    conditions.extend(shared.further_conditions());
     conditions.extend(shared.remote_conditions());
     let endpoints = Protocol::ALL
         .into_iter()
@@ -219,6 +235,7 @@ pub fn document(shared: &Shared) -> Document {
             error: inventory.error.clone(),
         }),
         models: inventory.models.clone(),
+        restoring: reporting::restoring(shared),
         findings: reporting::findings(shared, &conditions),
         capacity: reporting::capacity(shared),
         capabilities: reporting::capabilities(shared),

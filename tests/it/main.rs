@@ -25,6 +25,7 @@ mod observe;
 mod probe_model;
 mod real_server;
 mod regression;
+mod restore;
 mod selection;
 mod standin;
 mod subscription;

@@ -1,6 +1,6 @@
 //! The parts of the status document that tell what the scheduler is told, and what it believes.
 
-use super::{Capabilities, Capacity, CapacitySource, Finding};
+use super::{Capabilities, Capacity, CapacitySource, Finding, Restoring};
 use crate::capability;
 use crate::readiness::Condition;
 use crate::registration::{Check, Registration};
@@ -74,6 +74,18 @@ pub(super) fn capabilities(shared: &Shared) -> Capabilities {
         source: known,
         distributions,
     }
+}
+
+/// Models that are not back yet.
+pub(super) fn restoring(shared: &Shared) -> Vec<Restoring> {
+    let all = shared.memory.restoring().into_values();
+    all.map(|r| Restoring {
+        stage: r.stage.as_str().into(),
+        model: r.model,
+        failures: r.failures,
+        error: r.error,
+    })
+    .collect()
 }
 
 /// What is wrong, in words.

@@ -179,11 +179,15 @@ impl To {
         let (world, name) = (self.world.clone(), name.to_string());
         let load = tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            world.put(&name, READY);
+            world.load_ends(&name)
         });
         // It can fail only with the whole runtime.
-        let _ = load.await;
-        self.empty(StatusCode::OK)
+        match load.await {
+            Ok(Err(error)) => {
+                self.json(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "error": error }))
+            }
+            _ => self.empty(StatusCode::OK),
+        }
     }
 
     /// Any model answers, so that a test need not set one up.

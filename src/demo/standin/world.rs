@@ -29,6 +29,8 @@ pub(super) struct Settings {
     pub(super) load_delay: Duration,
     pub(super) idle_close: Duration,
     pub(super) said: Option<String>,
+    /// Models whose files are not there.
+    pub(super) broken: Vec<String>,
 }
 
 impl Default for Settings {
@@ -44,6 +46,7 @@ impl Default for Settings {
             load_delay: Duration::ZERO,
             idle_close: Duration::from_secs(5),
             said: None,
+            broken: Vec::new(),
         }
     }
 }
@@ -128,6 +131,27 @@ impl World {
             }),
         }
         settings.load_delay
+    }
+
+    /// The end of a load: MLServer's text where it fails. A model that served goes on serving, one
+    /// that did not is listed as not loaded.
+    pub(super) fn load_ends(&self, name: &str) -> Result<(), String> {
+        let broken = self.settings().broken.iter().any(|b| b == name);
+        if broken {
+            let mut settings = self.settings();
+            if let Some(model) = settings.models.iter_mut().find(|m| m.name == name)
+                && model.state == UNKNOWN
+            {
+                model.state = UNAVAILABLE.into();
+            }
+            drop(settings);
+            self.journal.changed();
+            return Err(format!(
+                "mlserver.errors.InvalidModelURI: Invalid URI specified for model {name} (nope.joblib)"
+            ));
+        }
+        self.put(name, READY);
+        Ok(())
     }
 
     /// Puts a model of the repository in a state; false where it is not there.
