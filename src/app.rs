@@ -13,6 +13,7 @@ use crate::admin::{self, Admin};
 use crate::capability::gate::Gate;
 use crate::capability::runner::{self, Runner};
 use crate::clock::Clock;
+use crate::config::models::Mend;
 use crate::config::{Config, Mode};
 use crate::correction::Correction;
 use crate::drain::Drain;
@@ -28,6 +29,7 @@ use crate::relay::{self, Context, RelayMetrics};
 use crate::restore::{self, Memory};
 use crate::state::{Parts, Scheduler, Shared};
 use crate::subscription::{self, Interposer};
+use crate::worker::{self, Worker};
 use crate::{procfs, registration, tls};
 
 mod bind;
@@ -165,10 +167,33 @@ impl App {
             watching: watching.clone(),
             inventory: inventory.clone(),
             observed: observed.clone(),
-            client,
+            client: client.clone(),
             poke: poke.clone(),
         };
         let restorer = restore::runner::Runner::new(memory.clone(), jobs, restorer);
+        let worker = Worker::new(clock);
+        let watcher = worker::runner::Parts {
+            worker: worker.clone(),
+            proc: proc.into(),
+            ports: vec![config.http_port, config.grpc_port],
+            watching: watching.clone(),
+            inventory: inventory.clone(),
+            observed: observed.clone(),
+            memory: memory.clone(),
+            client,
+            poke: poke.clone(),
+            // Nothing is sent of the shim's own where it only observes.
+            canary: config
+                .models
+                .canary
+                .clone()
+                .filter(|_| config.mode == Mode::Correct),
+            mend: match config.mode {
+                Mode::Correct => config.models.mend,
+                Mode::Observe => Mend::default(),
+            },
+        };
+        let watcher = worker::runner::Runner::new(watcher, &metrics);
         let interposed = interpose(config, correction, clock, &metrics);
         let parts = Parts {
             mode: config.mode,
@@ -180,6 +205,7 @@ impl App {
             observed,
             capabilities: config.capabilities.policy.clone(),
             memory: memory.clone(),
+            worker: worker.clone(),
             scheduler: interposed.as_ref().map(|i| i.seen.clone()),
         };
         let shared = Shared::new(parts, &metrics);
@@ -196,6 +222,7 @@ impl App {
             header_timeout: config.header_timeout,
             poke: poke.clone(),
             memory: memory.clone(),
+            worker: worker.clone(),
             flights: Flights::default(),
             gate: gate.clone(),
             metrics,
@@ -220,6 +247,7 @@ impl App {
         }
         tasks.spawn(named("observer", observer.run()));
         tasks.spawn(named("model restorer", restorer.run()));
+        tasks.spawn(named("worker watch", watcher.run()));
         if let Some((runner, _)) = runner {
             tasks.spawn(named("probe model", runner.run()));
         }

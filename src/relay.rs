@@ -26,6 +26,7 @@ use crate::models::Poke;
 use crate::prober::Watching;
 use crate::restore::Memory;
 use crate::view::View;
+use crate::worker::Worker;
 
 pub mod answer;
 pub mod caller;
@@ -64,6 +65,8 @@ pub struct Context {
     pub poke: Poke,
     /// What belongs in the server's memory.
     pub memory: Memory,
+    /// What is known of the server's worker.
+    pub worker: Worker,
     /// Loads under way over gRPC.
     pub flights: repository::Flights,
     /// Set where the server is asked through the probe model.

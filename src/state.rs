@@ -21,6 +21,7 @@ use crate::registration::Registration;
 use crate::restore::{self, Memory};
 use crate::subscription::status::Status;
 use crate::view::View;
+use crate::worker::{self, Worker};
 
 /// Shared by the admin port and the reporters. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -43,6 +44,8 @@ pub struct Shared {
     pub capabilities: capability::Policy,
     /// What belongs in the server's memory.
     pub memory: Memory,
+    /// What is known of the server's worker.
+    pub worker: Worker,
     /// The interposer's side; `None` where it is off.
     pub scheduler: Option<Scheduler>,
     kept: Arc<Mutex<Vec<Condition>>>,
@@ -79,6 +82,8 @@ pub struct Parts {
     pub capabilities: capability::Policy,
     /// What belongs in the server's memory.
     pub memory: Memory,
+    /// What is known of the server's worker.
+    pub worker: Worker,
     /// The interposer's side; `None` where it is off.
     pub scheduler: Option<Scheduler>,
 }
@@ -91,7 +96,10 @@ impl Shared {
             "1 while the condition holds. The pod is ready when those that are local hold; what the scheduler believes never decides that.",
             &["condition"],
         );
-        for name in NAMES.into_iter().chain([restore::CONDITION]) {
+        for name in NAMES
+            .into_iter()
+            .chain([restore::CONDITION, worker::CONDITION])
+        {
             gauge.with_label_values(&[name]);
         }
         Shared {
@@ -104,6 +112,7 @@ impl Shared {
             observed: parts.observed,
             capabilities: parts.capabilities,
             memory: parts.memory,
+            worker: parts.worker,
             scheduler: parts.scheduler,
             kept: Arc::default(),
             gauge,
@@ -145,7 +154,8 @@ impl Shared {
             draining: self.drain.has_begun(),
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = conditions(&self.view(), facts, self.clock.now(), &kept);
+        let mut current = conditions(&self.view(), facts, self.clock.now(), &kept);
+        current.push(self.worker.condition());
         for condition in &current {
             let holds = i64::from(condition.holds);
             self.gauge.with_label_values(&[condition.name]).set(holds);

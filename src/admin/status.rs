@@ -26,6 +26,8 @@ pub struct Document {
     pub models: Vec<Model>,
     /// Models that a restart of the server has taken and that are not back.
     pub restoring: Vec<Restoring>,
+    /// The server's worker, as far as it can be seen.
+    pub worker: WorkerStatus,
     /// Memory; null where nothing is known.
     pub capacity: Capacity,
     /// Capability names.
@@ -174,6 +176,31 @@ pub struct Finding {
     pub text: String,
 }
 
+/// The server's worker.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Worker processes that are there; null where they cannot be seen.
+    pub processes: Option<usize>,
+    /// Those that were seen to end while their main process lived.
+    pub exits: u64,
+    /// Process ids of those that a killed main process has left behind.
+    pub orphans: Vec<u32>,
+    /// How the last canary ended: `worked`, `failed`, `lost`, `refused` or `broken`.
+    pub canary: Option<String>,
+    /// When the last canary ended.
+    pub canary_at: Option<String>,
+    /// When the canary was sent that is not answered yet.
+    pub canary_outstanding_since: Option<String>,
+    /// Why none is sent at the moment.
+    pub canary_skipped: Option<String>,
+    /// Models that are UNKNOWN without being loaded.
+    pub stuck: Vec<String>,
+    /// READY models that the worker does not have.
+    pub lost: Vec<String>,
+    /// Bad states that were mended.
+    pub mended: std::collections::BTreeMap<String, u64>,
+}
+
 /// One model that is being restored, or could not be.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Restoring {
@@ -236,6 +263,7 @@ pub fn document(shared: &Shared) -> Document {
         }),
         models: inventory.models.clone(),
         restoring: reporting::restoring(shared),
+        worker: reporting::worker(shared),
         findings: reporting::findings(shared, &conditions),
         capacity: reporting::capacity(shared),
         capabilities: reporting::capabilities(shared),

@@ -150,6 +150,17 @@ impl StandIn {
         self.0.world.set(|s| s.broken = models);
     }
 
+    /// READY models that the worker does not have; a load of one gives it back.
+    pub fn set_lost<N: Into<String>>(&self, models: impl IntoIterator<Item = N>) {
+        let models = models.into_iter().map(Into::into).collect();
+        self.0.world.set(|s| s.lost = models);
+    }
+
+    /// Whether every inference over HTTP fails as with a dead worker: 500 in plain text.
+    pub fn set_worker_dead(&self, dead: bool) {
+        self.0.world.set(|s| s.worker_dead = dead);
+    }
+
     /// What every inference over HTTP answers as its only element, instead of the number 1.
     pub fn set_said(&self, text: &str) {
         self.0.world.set(|s| s.said = Some(text.into()));

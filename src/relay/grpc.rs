@@ -18,6 +18,7 @@ use crate::config::Mode;
 use crate::endpoint::Protocol;
 use crate::health::State;
 use crate::view::Usable;
+use crate::worker::Running;
 
 /// Whether a connection with this first call is a control connection.
 pub fn is_control(path: &str) -> bool {
@@ -79,7 +80,9 @@ pub async fn serve(stream: TcpStream, context: &Context) -> End {
                 fallen.await;
             };
             let far = Far::Server(connected.stream);
-            carry(opening, far, context, moved, context.metrics.calls.clone()).await
+            let running = Some(context.worker.counter());
+            let opened = context.metrics.calls.clone();
+            carry(opening, far, context, moved, opened, running).await
         }
         Err(_) => {
             let usable = context.until(|view| view.usable(Protocol::Grpc) == Usable::Up);
@@ -101,7 +104,7 @@ async fn here(opening: Opening, context: &Context, moved: impl Future<Output = (
     // Calls are counted by the service, which knows which of them go on to the server.
     let uncounted =
         prometheus::IntCounter::new("uncounted", "not exported").expect("the name is well formed");
-    let carried = carry(opening, Far::Local(near), context, moved, uncounted);
+    let carried = carry(opening, Far::Local(near), context, moved, uncounted, None);
     tokio::pin!(service, carried);
     tokio::select! {
         end = &mut carried => end,
@@ -115,6 +118,7 @@ async fn carry(
     context: &Context,
     moved: impl Future<Output = ()>,
     opened: prometheus::IntCounter,
+    running: Option<Running>,
 ) -> End {
     let metrics = &context.metrics;
     metrics.received.inc_by(opening.to_server.len() as u64);
@@ -129,6 +133,7 @@ async fn carry(
             pings: opening.pings,
             calls: opening.calls,
             opened,
+            running,
         }),
         received: metrics.received.clone(),
         sent: metrics.sent.clone(),

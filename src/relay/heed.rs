@@ -8,6 +8,7 @@ use http::{Method, Response, StatusCode};
 use super::Context;
 use super::reserved::unescaped;
 use crate::restore::{Loading, Memory, Unloading};
+use crate::worker::{Running, Worker};
 
 /// What a request is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +47,8 @@ fn plain(name: &str) -> String {
 #[derive(Debug)]
 pub struct Heed {
     memory: Memory,
-    inference: Option<String>,
+    worker: Worker,
+    inference: Option<(String, Running)>,
     load: Option<Loading>,
     unload: Option<Unloading>,
 }
@@ -57,6 +59,7 @@ impl Heed {
         let memory = context.memory.clone();
         let mut heed = Heed {
             memory: memory.clone(),
+            worker: context.worker.clone(),
             inference: None,
             load: None,
             unload: None,
@@ -65,7 +68,9 @@ impl Heed {
             About::Inference(model) => {
                 let model = plain(model);
                 memory.used(&model);
-                heed.inference = Some(model);
+                let running = context.worker.counter();
+                running.set(1);
+                heed.inference = Some((model, running));
             }
             // No fingerprint: a load over HTTP is a person's, and never answered without loading.
             About::Load(model) => heed.load = Some(memory.loading(&plain(model), None)),
@@ -81,8 +86,13 @@ impl Heed {
         if let (Some(load), true) = (self.load, ok) {
             load.succeeded();
         }
-        if let (Some(model), true) = (self.inference, ok) {
-            self.memory.worked(&model);
+        if let Some((model, _running)) = self.inference {
+            if ok {
+                self.memory.worked(&model);
+                self.worker.worked();
+            } else if is_worker_failure(response) {
+                self.worker.failed();
+            }
         }
         drop(self.unload);
     }
@@ -90,7 +100,7 @@ impl Heed {
 
 /// Whether an answer is the one of a server whose worker cannot work: MLServer's own errors are
 /// JSON.
-pub fn is_worker_failure<B>(response: &Response<B>) -> bool {
+fn is_worker_failure<B>(response: &Response<B>) -> bool {
     let kind = response.headers().get(CONTENT_TYPE);
     response.status() == StatusCode::INTERNAL_SERVER_ERROR
         && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"))

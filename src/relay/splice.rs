@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::frames::{Calls, Filter, FrameHead, GOAWAY, pong};
+use crate::worker::Running;
 
 /// How long one half may outlive the other: time to take what is still on the way.
 const LINGER: Duration = Duration::from_secs(5);
@@ -111,6 +112,8 @@ pub struct Http2 {
     pub calls: Calls,
     /// Counts calls that the caller opens, those included.
     pub opened: IntCounter,
+    /// Told how many are open; `None` where they are no inferences.
+    pub running: Option<Running>,
 }
 
 /// One connection to carry.
@@ -148,7 +151,7 @@ impl Splice {
     /// a new connection for its next call; running calls stay.
     pub async fn run(self, move_on: impl Future<Output = ()>) -> Ended {
         let pongs = Pongs::default();
-        let (from_caller, from_server, calls, opened) = match self.http2 {
+        let (from_caller, from_server, calls, opened, running) = match self.http2 {
             Some(h) => {
                 pongs.lock().extend(h.pings);
                 (
@@ -156,13 +159,20 @@ impl Splice {
                     Some(h.from_server),
                     h.calls,
                     Some(h.opened),
+                    h.running,
                 )
             }
-            None => (None, None, Calls::default(), None),
+            None => (None, None, Calls::default(), None, None),
         };
         if let Some(opened) = &opened {
             opened.inc_by(calls.open() as u64);
         }
+        let running = |calls: &Calls| {
+            if let Some(running) = &running {
+                running.set(calls.open());
+            }
+        };
+        running(&calls);
         let calls = Mutex::new(calls);
         let lock = || calls.lock().unwrap_or_else(PoisonError::into_inner);
         let mut upward = Half {
@@ -182,11 +192,13 @@ impl Splice {
         let mut up = pin!(async {
             upward.send(&self.to_server).await?;
             let count = |head: &FrameHead| {
-                if lock().from_caller(head)
+                let mut calls = lock();
+                if calls.from_caller(head)
                     && let Some(opened) = &opened
                 {
                     opened.inc();
                 }
+                running(&calls);
             };
             upward
                 .carry(std::future::pending(), Direction::Up, count)
@@ -195,7 +207,10 @@ impl Splice {
         let mut down = pin!(async {
             downward.send(&self.to_caller).await?;
             let count = |head: &FrameHead| {
-                lock().from_server(head);
+                let mut calls = lock();
+                if calls.from_server(head) {
+                    running(&calls);
+                }
             };
             downward.carry(move_on, Direction::Down, count).await
         });

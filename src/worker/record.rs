@@ -66,7 +66,12 @@ fn name(process: &Process) -> Name {
 
 impl Record {
     /// Takes a look. `lives` tells whether a process that is in no tree any more still runs.
-    pub fn look(&mut self, at: Duration, server: Option<&Server>, lives: impl Fn(&Process) -> bool) {
+    pub fn look(
+        &mut self,
+        at: Duration,
+        server: Option<&Server>,
+        lives: impl Fn(&Process) -> bool,
+    ) {
         self.orphans.retain(|orphan| lives(orphan));
         let Some(server) = server else {
             // Without a main process there is nothing whose workers they could be.
@@ -196,11 +201,20 @@ mod tests {
         record.look(s(32), Some(&server(10, &[12])), dead);
         assert_eq!(
             record.workers(),
-            Workers::There { count: 1, ended: Some(s(30)) }
+            Workers::There {
+                count: 1,
+                ended: Some(s(30))
+            }
         );
         assert_eq!((record.exits(), record.recent()), (1, 1));
         record.look(s(100), Some(&server(10, &[12])), dead);
-        assert_eq!(record.workers(), Workers::There { count: 1, ended: None });
+        assert_eq!(
+            record.workers(),
+            Workers::There {
+                count: 1,
+                ended: None
+            }
+        );
         record.look(s(101), None, dead);
         assert_eq!(record.workers(), Workers::Unseen);
     }

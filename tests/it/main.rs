@@ -29,3 +29,4 @@ mod restore;
 mod selection;
 mod standin;
 mod subscription;
+mod worker;

@@ -38,6 +38,7 @@ async fn splice() -> (Splice, TcpStream, TcpStream) {
             pings: Vec::new(),
             calls: Calls::default(),
             opened: counter(),
+            running: None,
         }),
         received: counter(),
         sent: counter(),

@@ -1,11 +1,12 @@
 //! The parts of the status document that tell what the scheduler is told, and what it believes.
 
-use super::{Capabilities, Capacity, CapacitySource, Finding, Restoring};
+use super::{Capabilities, Capacity, CapacitySource, Finding, Restoring, WorkerStatus};
 use crate::capability;
 use crate::readiness::Condition;
 use crate::registration::{Check, Registration};
 use crate::state::Shared;
 use crate::subscription::status::Status;
+use crate::worker::record::Workers;
 
 fn status(shared: &Shared) -> Option<Status> {
     Some(shared.scheduler.as_ref()?.status.borrow().clone())
@@ -88,6 +89,30 @@ pub(super) fn restoring(shared: &Shared) -> Vec<Restoring> {
     .collect()
 }
 
+/// The worker.
+pub(super) fn worker(shared: &Shared) -> WorkerStatus {
+    let seen = shared.worker.seen().borrow().clone();
+    let names = |all: &[crate::worker::Bad]| all.iter().map(|b| b.model.clone()).collect();
+    let date = |at| shared.clock.rfc3339(at);
+    let canary = seen.canary.clone().unwrap_or_default();
+    WorkerStatus {
+        processes: match seen.workers {
+            Workers::Unseen => None,
+            Workers::There { count, .. } => Some(count),
+            Workers::NoneYet | Workers::Missing { .. } | Workers::Looping { .. } => Some(0),
+        },
+        exits: seen.exits,
+        orphans: seen.orphans,
+        canary: canary.last.as_ref().map(|(a, _)| a.as_str().into()),
+        canary_at: canary.last.as_ref().map(|(_, at)| date(*at)),
+        canary_outstanding_since: canary.outstanding.map(date),
+        canary_skipped: canary.skipped.map(Into::into),
+        stuck: names(&seen.stuck),
+        lost: names(&seen.lost),
+        mended: seen.mended.iter().map(|(k, n)| ((*k).into(), *n)).collect(),
+    }
+}
+
 /// What is wrong, in words.
 pub(super) fn findings(shared: &Shared, conditions: &[Condition]) -> Vec<Finding> {
     let finding = |rule: &str, text: String| Finding {
@@ -99,6 +124,9 @@ pub(super) fn findings(shared: &Shared, conditions: &[Condition]) -> Vec<Finding
         .filter(|c| !c.holds || c.reason.starts_with("stalled"))
         .map(|c| finding(c.name, c.reason.clone()))
         .collect();
+    for (rule, text) in shared.worker.findings() {
+        all.push(finding(rule, text));
+    }
     for name in capabilities(shared).missing {
         all.push(finding(
             "declared-not-installed",

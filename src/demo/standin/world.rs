@@ -31,6 +31,10 @@ pub(super) struct Settings {
     pub(super) said: Option<String>,
     /// Models whose files are not there.
     pub(super) broken: Vec<String>,
+    /// Models that the worker has lost although they are READY.
+    pub(super) lost: Vec<String>,
+    /// Whether the worker is dead, as for 2.5 s after SIGKILL, or for good in the fatal state.
+    pub(super) worker_dead: bool,
 }
 
 impl Default for Settings {
@@ -47,6 +51,8 @@ impl Default for Settings {
             idle_close: Duration::from_secs(5),
             said: None,
             broken: Vec::new(),
+            lost: Vec::new(),
+            worker_dead: false,
         }
     }
 }
@@ -150,6 +156,7 @@ impl World {
                 "mlserver.errors.InvalidModelURI: Invalid URI specified for model {name} (nope.joblib)"
             ));
         }
+        self.settings().lost.retain(|l| l != name);
         self.put(name, READY);
         Ok(())
     }
