@@ -25,8 +25,10 @@ pub struct Document {
     /// The repository index as last read.
     pub models: Vec<Model>,
     /// Models that a restart of the server has taken and that are not back.
+    #[serde(default)]
     pub restoring: Vec<Restoring>,
     /// The server's worker, as far as it can be seen.
+    #[serde(default)]
     pub worker: WorkerStatus,
     /// Memory; null where nothing is known.
     pub capacity: Capacity,

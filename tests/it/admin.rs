@@ -187,8 +187,10 @@ async fn the_status_document_has_the_documented_shape() {
             "findings",
             "mode",
             "models",
+            "restoring",
             "selection",
-            "server"
+            "server",
+            "worker"
         ]
     );
     assert_eq!(status["mode"], "correct");

@@ -2,10 +2,13 @@
 
 use super::{Capabilities, Capacity, CapacitySource, Finding, Restoring, WorkerStatus};
 use crate::capability;
+use crate::endpoint::Protocol;
+use crate::health::{Reason, State};
 use crate::readiness::Condition;
 use crate::registration::{Check, Registration};
 use crate::state::Shared;
 use crate::subscription::status::Status;
+use crate::view::{Endpoint, Usable};
 use crate::worker::record::Workers;
 
 fn status(shared: &Shared) -> Option<Status> {
@@ -113,6 +116,22 @@ pub(super) fn worker(shared: &Shared) -> WorkerStatus {
     }
 }
 
+/// Ports that somebody listens on who has not answered for longer than the grace.
+fn zombies(shared: &Shared) -> impl Iterator<Item = String> + use<> {
+    let (view, now) = (shared.view(), shared.clock.now());
+    Protocol::ALL.into_iter().filter_map(move |protocol| {
+        let silent = |e: &&Endpoint| {
+            e.health.state == State::Down && e.health.reason == Some(Reason::ResponseTimeout)
+        };
+        let endpoint = view.of(protocol).iter().find(silent)?;
+        if view.usable(protocol) != Usable::Down {
+            return None;
+        }
+        let silent_for = now.saturating_sub(endpoint.health.since).as_secs();
+        Some(format!("a process listens on {} and never answers (down for {silent_for} s): a port that was taken at its start, MLSERVER_HOST set to \"::\" or to nothing, or a wedged main process; MLServer ignores SIGTERM in this state, so delete the pod or kill the process", endpoint.candidate))
+    })
+}
+
 /// What is wrong, in words.
 pub(super) fn findings(shared: &Shared, conditions: &[Condition]) -> Vec<Finding> {
     let finding = |rule: &str, text: String| Finding {
@@ -124,6 +143,7 @@ pub(super) fn findings(shared: &Shared, conditions: &[Condition]) -> Vec<Finding
         .filter(|c| !c.holds || c.reason.starts_with("stalled"))
         .map(|c| finding(c.name, c.reason.clone()))
         .collect();
+    all.extend(zombies(shared).map(|text| finding("server-zombie", text)));
     for (rule, text) in shared.worker.findings() {
         all.push(finding(rule, text));
     }
