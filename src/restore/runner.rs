@@ -48,6 +48,8 @@ pub struct Runner {
     jobs: Jobs,
     parts: Parts,
     signs: Signs,
+    /// When a restart was last noticed.
+    noticed: Option<Duration>,
     read: Option<Duration>,
 }
 
@@ -96,6 +98,7 @@ impl Runner {
             jobs,
             parts,
             signs: Signs::default(),
+            noticed: None,
             read: None,
         }
     }
@@ -142,7 +145,7 @@ impl Runner {
         }
     }
 
-    fn restarted(&self, alive: Duration) {
+    fn restarted(&mut self, alive: Duration) {
         let (wanted, due) = self.memory.change(|book, now| {
             book.restarted(alive, now);
             let wanted = book.wanted();
@@ -152,6 +155,13 @@ impl Runner {
             }
             (wanted, book.due().is_some())
         });
+        // The other sign of the same restart, as far as can be told: nothing is missed by looking
+        // again, and it is not counted twice.
+        let same = self.noticed.is_some_and(|noticed| alive < noticed);
+        self.noticed = Some(self.memory.now());
+        if same {
+            return;
+        }
         self.memory.0.series.restarted();
         match (self.memory.settings().restore, wanted) {
             (true, 0) => tracing::info!(
