@@ -93,7 +93,7 @@ impl Shared {
     pub fn new(parts: Parts, metrics: &Metrics) -> Self {
         let gauge = metrics.int_gauge_vec(
             "agent_shim_condition",
-            "1 while the condition holds. The pod is ready when those that are local hold; what the scheduler believes never decides that.",
+            "1 while the condition holds. The pod is ready when those that are local hold; models-restored and what the scheduler believes never decide that.",
             &["condition"],
         );
         for name in NAMES

@@ -71,7 +71,7 @@ async fn with(models: &[&str], settings: &[(&str, &str)]) -> (StandIn, Shim) {
         let status = shim.status().await;
         let listed = status["models"].as_array().unwrap().clone();
         let known = |m: &&str| listed.iter().any(|l| l["name"] == **m);
-        models.iter().all(|m| known(m)).then_some(())
+        models.iter().all(known).then_some(())
     })
     .await;
     (server, shim)
