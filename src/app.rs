@@ -14,6 +14,7 @@ use crate::agent;
 use crate::capability::gate::Gate;
 use crate::capability::runner::{self, Runner};
 use crate::clock::Clock;
+use crate::config::models::Mend;
 use crate::config::{Config, Mode};
 use crate::correction::Correction;
 use crate::drain::Drain;
@@ -25,10 +26,13 @@ use crate::prestop::{self, Coordinator};
 use crate::prober::Prober;
 use crate::prober::resolve::Resolver;
 use crate::prober::server::ServerProbe;
+use crate::relay::repository::Flights;
 use crate::relay::{self, Context, RelayMetrics};
+use crate::restore::{self, Memory};
 use crate::scrape::Scrape;
 use crate::state::{Parts, Scheduler, Shared};
 use crate::subscription::{self, Interposer};
+use crate::worker::{self, Worker};
 use crate::{procfs, registration, tls};
 
 mod bind;
@@ -123,7 +127,7 @@ impl App {
                 let parts = runner::Parts {
                     watching: watching.clone(),
                     clock,
-                    client,
+                    client: client.clone(),
                     models_dir: config.capabilities.models_dir.clone(),
                     gate: Gate::default(),
                     drain: drain.clone(),
@@ -153,8 +157,50 @@ impl App {
             watching.clone(),
             observed.clone(),
         );
+        let (memory, jobs) = Memory::new(
+            restore::Settings {
+                restore: config.models.restore && config.mode == Mode::Correct,
+                coalesce: config.models.coalesce,
+                models_dir: config.capabilities.models_dir.clone(),
+            },
+            clock,
+            drain.clone(),
+            &metrics,
+        );
+        let restorer = restore::runner::Parts {
+            watching: watching.clone(),
+            inventory: inventory.clone(),
+            observed: observed.clone(),
+            client: client.clone(),
+            poke: poke.clone(),
+        };
+        let restorer = restore::runner::Runner::new(memory.clone(), jobs, restorer);
+        let worker = Worker::new(clock);
+        let watcher = worker::runner::Parts {
+            worker: worker.clone(),
+            proc: proc.into(),
+            ports: vec![config.http_port, config.grpc_port],
+            watching: watching.clone(),
+            inventory: inventory.clone(),
+            observed: observed.clone(),
+            memory: memory.clone(),
+            client,
+            poke: poke.clone(),
+            in_flight: drain.in_flight().clone(),
+            // Nothing is sent of the shim's own where it only observes.
+            canary: config
+                .models
+                .canary
+                .clone()
+                .filter(|_| config.mode == Mode::Correct),
+            mend: match config.mode {
+                Mode::Correct => config.models.mend,
+                Mode::Observe => Mend::default(),
+            },
+        };
+        let watcher = worker::runner::Runner::new(watcher, &metrics);
         let interposed = interpose(config, correction, clock, &metrics);
-        let (watcher, agent) = agent::Watcher::new(
+        let (agent_watcher, agent) = agent::Watcher::new(
             agent::Settings {
                 port: config.agent.ready_port,
                 stuck_after: config.agent.stuck_after,
@@ -190,6 +236,8 @@ impl App {
             heartbeat,
             observed,
             capabilities: config.capabilities.policy.clone(),
+            memory: memory.clone(),
+            worker: worker.clone(),
             scheduler: interposed.as_ref().map(|i| i.seen.clone()),
             agent,
             drains,
@@ -207,6 +255,9 @@ impl App {
             connect_timeout: config.probe.connect_timeout,
             header_timeout: config.header_timeout,
             poke: poke.clone(),
+            memory: memory.clone(),
+            worker: worker.clone(),
+            flights: Flights::default(),
             gate: gate.clone(),
             in_flight: drain.in_flight().clone(),
             metrics,
@@ -230,8 +281,10 @@ impl App {
             tasks.spawn(named("gRPC relay", relay));
         }
         tasks.spawn(named("observer", observer.run()));
-        tasks.spawn(named("agent watcher", watcher.run()));
+        tasks.spawn(named("agent watcher", agent_watcher.run()));
         tasks.spawn(named("drain", coordinator.run()));
+        tasks.spawn(named("model restorer", restorer.run()));
+        tasks.spawn(named("worker watch", watcher.run()));
         if let Some((runner, _)) = runner {
             tasks.spawn(named("probe model", runner.run()));
         }

@@ -16,6 +16,7 @@ use crate::endpoint::{Candidate, Host, Protocol};
 use crate::health::Thresholds;
 
 pub mod agent;
+pub mod models;
 mod reader;
 pub mod scheduler;
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod variables;
 pub use variables::{POD_VARIABLES, VARIABLES, Variable, markdown_table};
 
 use agent::{AgentConfig, DrainConfig, MergeConfig};
+use models::ModelsConfig;
 use reader::Reader;
 use scheduler::SchedulerConfig;
 
@@ -132,6 +134,8 @@ pub struct Config {
     pub memory: MemoryConfig,
     /// Capabilities.
     pub capabilities: CapabilitiesConfig,
+    /// Lost models, and a worker that does not work.
+    pub models: ModelsConfig,
     /// The scheduler, and the agent's way to it.
     pub scheduler: SchedulerConfig,
     /// Looking at the agent.

@@ -31,6 +31,7 @@ pub mod procfs;
 pub mod readiness;
 pub mod registration;
 pub mod relay;
+pub mod restore;
 pub mod scrape;
 pub mod signal;
 pub mod state;
@@ -38,6 +39,7 @@ pub mod subscription;
 pub mod telemetry;
 pub mod tls;
 pub mod view;
+pub mod worker;
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

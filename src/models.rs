@@ -66,6 +66,8 @@ pub struct Inventory {
     pub models: Vec<Model>,
     /// When the index was read last.
     pub read_at: Option<Duration>,
+    /// When it was asked for.
+    pub asked_at: Option<Duration>,
     /// Why the last look failed, if it did.
     pub error: Option<String>,
 }
@@ -185,6 +187,7 @@ impl Inspector {
         let Some((protocol, address)) = source(&self.watching.view.borrow()) else {
             return true;
         };
+        let asked_at = self.clock.now();
         let asked = async {
             match protocol {
                 Protocol::Http => self.ask_http(address).await,
@@ -202,6 +205,7 @@ impl Inspector {
                     server: Some(server),
                     models,
                     read_at: Some(self.clock.now()),
+                    asked_at: Some(asked_at),
                     error: None,
                 };
             }

@@ -25,7 +25,9 @@ use crate::endpoint::Protocol;
 use crate::metrics::Metrics;
 use crate::models::Poke;
 use crate::prober::Watching;
+use crate::restore::Memory;
 use crate::view::View;
+use crate::worker::Worker;
 
 pub mod answer;
 pub mod caller;
@@ -34,9 +36,11 @@ pub mod frames;
 pub mod greeting;
 pub mod grpc;
 pub mod guarded;
+pub mod heed;
 pub mod http;
 pub mod local;
 pub mod opening;
+pub mod repository;
 pub mod reserved;
 pub mod splice;
 
@@ -61,6 +65,12 @@ pub struct Context {
     pub header_timeout: Duration,
     /// Told when a call has changed what is loaded.
     pub poke: Poke,
+    /// What belongs in the server's memory.
+    pub memory: Memory,
+    /// What is known of the server's worker.
+    pub worker: Worker,
+    /// Loads under way over gRPC.
+    pub flights: repository::Flights,
     /// Set where the server is asked through the probe model.
     pub gate: Option<Gate>,
     /// Counts inference calls, so that a drain can wait for them.

@@ -21,8 +21,10 @@ use crate::prestop::Handle;
 use crate::prober::Watching;
 use crate::readiness::{Condition, Facts, NAMES, body, conditions, ready, started};
 use crate::registration::Registration;
+use crate::restore::{self, Memory};
 use crate::subscription::status::Status;
 use crate::view::View;
+use crate::worker::{self, Worker};
 
 /// Shared by the admin port and the reporters. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -43,6 +45,10 @@ pub struct Shared {
     pub observed: watch::Receiver<Arc<Observed>>,
     /// The policy that judges the declared capabilities.
     pub capabilities: capability::Policy,
+    /// What belongs in the server's memory.
+    pub memory: Memory,
+    /// What is known of the server's worker.
+    pub worker: Worker,
     /// The interposer's side; `None` where it is off.
     pub scheduler: Option<Scheduler>,
     /// What is seen of the agent.
@@ -82,6 +88,10 @@ pub struct Parts {
     pub observed: watch::Receiver<Arc<Observed>>,
     /// The policy that judges the declared capabilities.
     pub capabilities: capability::Policy,
+    /// What belongs in the server's memory.
+    pub memory: Memory,
+    /// What is known of the server's worker.
+    pub worker: Worker,
     /// The interposer's side; `None` where it is off.
     pub scheduler: Option<Scheduler>,
     /// What is seen of the agent.
@@ -95,10 +105,13 @@ impl Shared {
     pub fn new(parts: Parts, metrics: &Metrics) -> Self {
         let gauge = metrics.int_gauge_vec(
             "agent_shim_condition",
-            "1 while the condition holds. The pod is ready when those that are local hold; what the scheduler believes never decides that.",
+            "1 while the condition holds. The pod is ready when those that are local hold; models-restored and what the scheduler believes never decide that.",
             &["condition"],
         );
-        for name in NAMES {
+        for name in NAMES
+            .into_iter()
+            .chain([restore::CONDITION, worker::CONDITION])
+        {
             gauge.with_label_values(&[name]);
         }
         Shared {
@@ -110,6 +123,8 @@ impl Shared {
             heartbeat: parts.heartbeat,
             observed: parts.observed,
             capabilities: parts.capabilities,
+            memory: parts.memory,
+            worker: parts.worker,
             scheduler: parts.scheduler,
             agent: parts.agent,
             drains: parts.drains,
@@ -156,6 +171,16 @@ impl Shared {
         });
     }
 
+    /// The conditions of the pod that decide nothing.
+    pub fn further_conditions(&self) -> Vec<Condition> {
+        let conditions = vec![self.memory.condition()];
+        for condition in &conditions {
+            let holds = i64::from(condition.holds);
+            self.gauge.with_label_values(&[condition.name]).set(holds);
+        }
+        conditions
+    }
+
     /// The latest snapshot of the prober.
     pub fn view(&self) -> Arc<View> {
         self.watching.view.borrow().clone()
@@ -168,7 +193,8 @@ impl Shared {
             called: self.drain.is_called(),
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = conditions(&self.view(), facts, self.clock.now(), &kept);
+        let mut current = conditions(&self.view(), facts, self.clock.now(), &kept);
+        current.push(self.worker.condition());
         for condition in &current {
             let holds = i64::from(condition.holds);
             self.gauge.with_label_values(&[condition.name]).set(holds);
@@ -184,6 +210,8 @@ impl Shared {
             }
         }
         kept.clone_from(&current);
+        // Shown with the others, whoever asks.
+        let _ = self.further_conditions();
         current
     }
 

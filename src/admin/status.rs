@@ -25,6 +25,12 @@ pub struct Document {
     pub server: Option<ServerStatus>,
     /// The repository index as last read.
     pub models: Vec<Model>,
+    /// Models that a restart of the server has taken and that are not back.
+    #[serde(default)]
+    pub restoring: Vec<Restoring>,
+    /// The server's worker, as far as it can be seen.
+    #[serde(default)]
+    pub worker: WorkerStatus,
     /// Memory; null where nothing is known.
     pub capacity: Capacity,
     /// Capability names.
@@ -255,6 +261,44 @@ pub struct Finding {
     pub text: String,
 }
 
+/// The server's worker.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Worker processes that are there; null where they cannot be seen.
+    pub processes: Option<usize>,
+    /// Those that were seen to end while their main process lived.
+    pub exits: u64,
+    /// Process ids of those that a killed main process has left behind.
+    pub orphans: Vec<u32>,
+    /// How the last canary ended: `worked`, `failed`, `lost`, `refused` or `broken`.
+    pub canary: Option<String>,
+    /// When the last canary ended.
+    pub canary_at: Option<String>,
+    /// When the canary was sent that is not answered yet.
+    pub canary_outstanding_since: Option<String>,
+    /// Why none is sent at the moment.
+    pub canary_skipped: Option<String>,
+    /// Models that are UNKNOWN without being loaded.
+    pub stuck: Vec<String>,
+    /// READY models that the worker does not have.
+    pub lost: Vec<String>,
+    /// Bad states that were mended.
+    pub mended: std::collections::BTreeMap<String, u64>,
+}
+
+/// One model that is being restored, or could not be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Restoring {
+    /// Its name.
+    pub model: String,
+    /// `due`, `loading` or `given-up`.
+    pub stage: String,
+    /// Failed tries.
+    pub failures: u32,
+    /// Why the last one failed.
+    pub error: Option<String>,
+}
+
 /// The document of this moment.
 pub fn document(shared: &Shared) -> Document {
     let view = shared.view();
@@ -262,6 +306,7 @@ pub fn document(shared: &Shared) -> Document {
     let agent = shared.agent.borrow().clone();
     let inventory = shared.inventory.borrow().clone();
     let mut conditions = shared.conditions();
+    conditions.extend(shared.further_conditions());
     conditions.extend(shared.remote_conditions());
     let endpoints = Protocol::ALL
         .into_iter()
@@ -304,6 +349,8 @@ pub fn document(shared: &Shared) -> Document {
             error: inventory.error.clone(),
         }),
         models: inventory.models.clone(),
+        restoring: reporting::restoring(shared),
+        worker: reporting::worker(shared),
         findings: reporting::findings(shared, &conditions),
         transitions: lately::transitions(shared),
         capacity: reporting::capacity(shared),

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::models::{Canary, Mend, ModelsConfig};
 use super::scheduler::{SELDON_VARIABLES, SchedulerConfig, Target, TlsMode, tls_files};
 use super::variables::*;
 use super::{
@@ -18,6 +19,9 @@ use crate::health::Thresholds;
 use crate::nearest::nearest;
 
 const PREFIX: &str = "SHIM_";
+
+/// A canary costs the worker an inference.
+const CANARY_LEAST: Duration = Duration::from_secs(1);
 
 pub(super) struct Reader {
     /// Below the prefix, lower case, as envy gives them.
@@ -176,6 +180,7 @@ impl Reader {
             index_interval: self.read("SHIM_INDEX_INTERVAL", duration),
             memory: self.memory(),
             capabilities: self.capabilities(),
+            models: self.models(),
             scheduler: self.scheduler(),
             agent: self.agent(),
             drain: self.drain(),
@@ -239,6 +244,43 @@ impl Reader {
             self.problem("SHIM_CAPABILITIES", Explicit.as_str(), expected);
         }
         config
+    }
+
+    fn models(&mut self) -> ModelsConfig {
+        let name = |text: &str| Some(text.to_string());
+        let path = |text: &str| Some(PathBuf::from(text)).filter(|path| path.is_absolute());
+        let model: Option<String> = self.read("SHIM_CANARY_MODEL", optional(name));
+        let request: Option<PathBuf> = self.read("SHIM_CANARY_REQUEST", optional(path));
+        let interval = self.read("SHIM_CANARY_INTERVAL", |text| {
+            duration(text).filter(|interval| *interval >= CANARY_LEAST)
+        });
+        let canary = match (model, request) {
+            (Some(model), Some(request)) => Some(Canary {
+                model,
+                request,
+                interval,
+            }),
+            (None, None) => None,
+            (Some(model), None) => {
+                self.problem(
+                    "SHIM_CANARY_MODEL",
+                    model,
+                    "SHIM_CANARY_REQUEST to be set too",
+                );
+                None
+            }
+            (None, Some(request)) => {
+                let expected = "SHIM_CANARY_MODEL to be set too";
+                self.problem("SHIM_CANARY_REQUEST", request.display(), expected);
+                None
+            }
+        };
+        ModelsConfig {
+            restore: self.read("SHIM_RESTORE_MODELS", |text| text.parse().ok()),
+            coalesce: self.read("SHIM_COALESCE_LOADS", |text| text.parse().ok()),
+            canary,
+            mend: self.read("SHIM_MEND", Mend::parse),
+        }
     }
 
     fn scheduler(&mut self) -> SchedulerConfig {

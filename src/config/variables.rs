@@ -265,6 +265,60 @@ pub const VARIABLES: &[Variable] = &[
         show: |c| c.capabilities.models_dir.display().to_string(),
     },
     Variable {
+        name: "SHIM_RESTORE_MODELS",
+        default: "true",
+        accepts: "true or false",
+        effect: "whether models that the server has lost in a restart are loaded again in the background; never in mode `observe`",
+        show: |c| c.models.restore.to_string(),
+    },
+    Variable {
+        name: "SHIM_COALESCE_LOADS",
+        default: "true",
+        accepts: "true or false",
+        effect: "whether a load over gRPC is answered without loading where the model is READY from unchanged files (seen in `SHIM_MODELS_DIR`), or shares the same load that is under way",
+        show: |c| c.models.coalesce.to_string(),
+    },
+    Variable {
+        name: "SHIM_CANARY_MODEL",
+        default: "",
+        accepts: "the name of a model as the server has it; empty for none",
+        effect: "a loaded model that is asked now and then whether the worker works",
+        show: |c| shown(c.models.canary.as_ref().map(|canary| &canary.model)),
+    },
+    Variable {
+        name: "SHIM_CANARY_REQUEST",
+        default: "",
+        accepts: PATH,
+        effect: "the file with the JSON body of that request",
+        show: |c| {
+            shown(
+                c.models
+                    .canary
+                    .as_ref()
+                    .map(|canary| canary.request.display()),
+            )
+        },
+    },
+    Variable {
+        name: "SHIM_CANARY_INTERVAL",
+        default: "30s",
+        accepts: "a duration of 1s or more, such as 30s or 2m",
+        effect: "time from the end of one such request to the next; none is sent while any inference runs",
+        show: |c| {
+            c.models
+                .canary
+                .as_ref()
+                .map_or_else(|| "30s".into(), |canary| show(canary.interval))
+        },
+    },
+    Variable {
+        name: "SHIM_MEND",
+        default: "off",
+        accepts: "off, all, or a list of stuck and lost",
+        effect: "which bad states are mended: `stuck`, a model left UNKNOWN by a cancelled load, is unloaded; `lost`, a READY model that its worker no longer has, is unloaded and loaded",
+        show: |c| c.models.mend.as_str().into(),
+    },
+    Variable {
         name: "SHIM_SCHEDULER",
         default: "",
         accepts: "host:port separated by commas, an IPv6 address in brackets; empty for none",

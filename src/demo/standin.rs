@@ -135,6 +135,32 @@ impl StandIn {
         self.0.world.set(|s| s.load_delay = delay);
     }
 
+    /// As a restart does: no model is in memory, all are still on disk.
+    pub fn lose_models(&self) {
+        self.0.world.set(|s| {
+            for model in &mut s.models {
+                model.state = world::UNAVAILABLE.into();
+            }
+        });
+    }
+
+    /// Models that cannot be loaded, as where their files have gone.
+    pub fn set_broken<N: Into<String>>(&self, models: impl IntoIterator<Item = N>) {
+        let models = models.into_iter().map(Into::into).collect();
+        self.0.world.set(|s| s.broken = models);
+    }
+
+    /// READY models that the worker does not have; a load of one gives it back.
+    pub fn set_lost<N: Into<String>>(&self, models: impl IntoIterator<Item = N>) {
+        let models = models.into_iter().map(Into::into).collect();
+        self.0.world.set(|s| s.lost = models);
+    }
+
+    /// Whether every inference over HTTP fails as with a dead worker: 500 in plain text.
+    pub fn set_worker_dead(&self, dead: bool) {
+        self.0.world.set(|s| s.worker_dead = dead);
+    }
+
     /// What every inference over HTTP answers as its only element, instead of the number 1.
     pub fn set_said(&self, text: &str) {
         self.0.world.set(|s| s.said = Some(text.into()));

@@ -30,6 +30,7 @@ use super::caller::Caller;
 use super::connect::connect;
 use super::greeting::greet;
 use super::guarded::Guarded;
+use super::heed::Heed;
 use super::reserved;
 use super::splice::{Ended, Far, Splice};
 use super::{Context, End};
@@ -160,11 +161,13 @@ impl Server {
             return self.error(StatusCode::FORBIDDEN, Answered::Reserved, reserved::REFUSED);
         }
         let _loading = gate.filter(|_| changes_models).map(Gate::loading);
+        let heed = Heed::before(&self.context, request.method(), request.uri().path());
         let response = if gate.is_some() && request.uri().path() == INDEX {
             self.index(request).await
         } else {
             self.forward(request).await
         };
+        heed.after(&response);
         if changes_models {
             self.context.poke.now();
         }

@@ -8,10 +8,7 @@ use std::task::{Context as Task, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderValue, Request, Response, Version, header::CONTENT_LENGTH,
-    header::CONTENT_TYPE,
-};
+use http::{HeaderMap, HeaderValue, Request, Response, Version, header::CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
@@ -27,7 +24,7 @@ use super::answer::{self, Answered, Question};
 use super::connect::connect;
 use super::grpc::is_control;
 use super::guarded::Guarded;
-use super::reserved::{self, Held};
+use super::reserved::Held;
 use crate::health::State;
 use crate::view::View;
 
@@ -93,8 +90,8 @@ pub async fn serve(stream: UnixStream, context: Context) {
         .await;
 }
 
-struct Calls {
-    context: Context,
+pub(super) struct Calls {
+    pub(super) context: Context,
     server: Mutex<Option<Server>>,
 }
 
@@ -113,7 +110,7 @@ impl Drop for Server {
 }
 
 impl Calls {
-    async fn handle(&self, request: Request<Incoming>) -> Response<Relayed> {
+    async fn handle(self: &Arc<Self>, request: Request<Incoming>) -> Response<Relayed> {
         let question = match request.uri().path() {
             LIVE => Some(Question::Live),
             READY => Some(Question::Ready),
@@ -130,53 +127,14 @@ impl Calls {
                 .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             return response;
         }
-        let changes = ["/RepositoryModelLoad", "/RepositoryModelUnload"]
-            .iter()
-            .any(|method| request.uri().path().ends_with(method));
-        let Some(gate) = &self.context.gate else {
-            let response = self.forward(request.map(Relayed::Passed)).await;
-            if changes {
-                self.context.poke.now();
-            }
-            return response;
-        };
-        if changes {
-            let _loading = gate.loading();
-            let (head, body) = request.into_parts();
-            let (held, message) = Held::first_message(body).await;
-            if message.is_some_and(|message| reserved::names_grpc(&message)) {
-                return self.status(
-                    answer::PERMISSION_DENIED,
-                    Answered::Reserved,
-                    reserved::REFUSED,
-                );
-            }
-            let request = Request::from_parts(head, Relayed::Held(held));
-            let response = self.forward(request).await;
-            self.context.poke.now();
-            return response;
+        let path = request.uri().path();
+        if path.ends_with("/RepositoryModelLoad") || path.ends_with("/RepositoryModelUnload") {
+            return self.change(request).await;
         }
-        if request.uri().path().ends_with("/RepositoryIndex") {
+        if path.ends_with("/RepositoryIndex") {
             return self.index(request).await;
         }
         self.forward(request.map(Relayed::Passed)).await
-    }
-
-    /// The repository index without the probe model.
-    async fn index(&self, mut request: Request<Incoming>) -> Response<Relayed> {
-        // What is compressed cannot be read.
-        request.headers_mut().remove("grpc-accept-encoding");
-        let response = self.forward(request.map(Relayed::Passed)).await;
-        let (mut head, body) = response.into_parts();
-        let Relayed::Passed(body) = body else {
-            return Response::from_parts(head, body);
-        };
-        let (mut held, message) = Held::first_message(body).await;
-        if let Some(shorter) = message.and_then(|message| reserved::without_grpc(&message)) {
-            held.replace(&shorter);
-            head.headers.remove(CONTENT_LENGTH);
-        }
-        Response::from_parts(head, Relayed::Held(held))
     }
 
     /// Waits for the server on behalf of a caller that has the time.
@@ -203,7 +161,7 @@ impl Calls {
         }
     }
 
-    async fn forward(&self, request: Request<Relayed>) -> Response<Relayed> {
+    pub(super) async fn forward(&self, request: Request<Relayed>) -> Response<Relayed> {
         let mut sender = match self.sender().await {
             Ok(sender) => sender,
             Err(why) => return self.unavailable(&why),
@@ -236,11 +194,11 @@ impl Calls {
         }
     }
 
-    fn unavailable(&self, why: &str) -> Response<Relayed> {
+    pub(super) fn unavailable(&self, why: &str) -> Response<Relayed> {
         self.status(answer::UNAVAILABLE, Answered::Unavailable, why)
     }
 
-    fn status(&self, code: u16, answered: Answered, why: &str) -> Response<Relayed> {
+    pub(super) fn status(&self, code: u16, answered: Answered, why: &str) -> Response<Relayed> {
         self.context.metrics.answered(answered);
         let mut response = Response::new(Relayed::Own(None, None));
         *response.headers_mut() = answer::grpc_status(code, why);
@@ -291,7 +249,7 @@ impl Calls {
 
 /// A body that passes through, whole or after its beginning was read, or one of the shim's own: at
 /// most one message, then trailers.
-enum Relayed {
+pub(super) enum Relayed {
     Passed(Incoming),
     Held(Held),
     Own(Option<Bytes>, Option<HeaderMap>),

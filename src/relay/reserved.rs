@@ -90,7 +90,8 @@ pub fn names_http(method: &Method, path: &str) -> bool {
     method == Method::POST && name.is_some_and(|name| unescaped(name) == NAME.as_bytes())
 }
 
-fn unescaped(text: &str) -> Vec<u8> {
+/// A path's segment without its escapes.
+pub(super) fn unescaped(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {

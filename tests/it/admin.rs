@@ -189,9 +189,11 @@ async fn the_status_document_has_the_documented_shape() {
             "findings",
             "mode",
             "models",
+            "restoring",
             "selection",
             "server",
-            "transitions"
+            "transitions",
+            "worker"
         ]
     );
     assert_eq!(status["agent"]["state"], "unknown");

@@ -1,12 +1,18 @@
 //! The parts of the status document that tell what the scheduler is told, and what it believes.
 
-use super::{Capabilities, Capacity, CapacitySource, DrainStatus, Finding};
+use super::{
+    Capabilities, Capacity, CapacitySource, DrainStatus, Finding, Restoring, WorkerStatus,
+};
 use crate::capability;
+use crate::endpoint::Protocol;
+use crate::health::{Reason, State};
 use crate::prestop::judge::Phase;
 use crate::readiness::Condition;
 use crate::registration::{Check, Registration};
 use crate::state::Shared;
 use crate::subscription::status::Status;
+use crate::view::{Endpoint, Usable};
+use crate::worker::record::Workers;
 
 fn status(shared: &Shared) -> Option<Status> {
     Some(shared.scheduler.as_ref()?.status.borrow().clone())
@@ -102,6 +108,58 @@ pub(in crate::admin) fn drain(shared: &Shared) -> DrainStatus {
     }
 }
 
+/// Models that are not back yet.
+pub(super) fn restoring(shared: &Shared) -> Vec<Restoring> {
+    let all = shared.memory.restoring().into_values();
+    all.map(|r| Restoring {
+        stage: r.stage.as_str().into(),
+        model: r.model,
+        failures: r.failures,
+        error: r.error,
+    })
+    .collect()
+}
+
+/// The worker.
+pub(super) fn worker(shared: &Shared) -> WorkerStatus {
+    let seen = shared.worker.seen().borrow().clone();
+    let names = |all: &[crate::worker::Bad]| all.iter().map(|b| b.model.clone()).collect();
+    let date = |at| shared.clock.rfc3339(at);
+    let canary = seen.canary.clone().unwrap_or_default();
+    WorkerStatus {
+        processes: match seen.workers {
+            Workers::Unseen => None,
+            Workers::There { count, .. } => Some(count),
+            Workers::NoneYet | Workers::Missing { .. } | Workers::Looping { .. } => Some(0),
+        },
+        exits: seen.exits,
+        orphans: seen.orphans,
+        canary: canary.last.as_ref().map(|(a, _)| a.as_str().into()),
+        canary_at: canary.last.as_ref().map(|(_, at)| date(*at)),
+        canary_outstanding_since: canary.outstanding.map(date),
+        canary_skipped: canary.skipped.map(Into::into),
+        stuck: names(&seen.stuck),
+        lost: names(&seen.lost),
+        mended: seen.mended.iter().map(|(k, n)| ((*k).into(), *n)).collect(),
+    }
+}
+
+/// Ports that somebody listens on who has not answered for longer than the grace.
+fn zombies(shared: &Shared) -> impl Iterator<Item = String> + use<> {
+    let (view, now) = (shared.view(), shared.clock.now());
+    Protocol::ALL.into_iter().filter_map(move |protocol| {
+        let silent = |e: &&Endpoint| {
+            e.health.state == State::Down && e.health.reason == Some(Reason::ResponseTimeout)
+        };
+        let endpoint = view.of(protocol).iter().find(silent)?;
+        if view.usable(protocol) != Usable::Down {
+            return None;
+        }
+        let silent_for = now.saturating_sub(endpoint.health.since).as_secs();
+        Some(format!("a process listens on {} and never answers (down for {silent_for} s): a port that was taken at its start, MLSERVER_HOST set to \"::\" or to nothing, or a wedged main process; MLServer ignores SIGTERM in this state, so delete the pod or kill the process", endpoint.candidate))
+    })
+}
+
 /// What is wrong, in words.
 pub(super) fn findings(shared: &Shared, conditions: &[Condition]) -> Vec<Finding> {
     let finding = |rule: &str, text: String| Finding {
@@ -113,6 +171,10 @@ pub(super) fn findings(shared: &Shared, conditions: &[Condition]) -> Vec<Finding
         .filter(|c| !c.holds || c.reason.starts_with("stalled"))
         .map(|c| finding(c.name, c.reason.clone()))
         .collect();
+    all.extend(zombies(shared).map(|text| finding("server-zombie", text)));
+    for (rule, text) in shared.worker.findings() {
+        all.push(finding(rule, text));
+    }
     for name in capabilities(shared).missing {
         all.push(finding(
             "declared-not-installed",

@@ -30,6 +30,7 @@ pub const RESET_MESSAGE_BYTES: usize = 2000;
 const OK: u16 = 0;
 const INVALID_ARGUMENT: u16 = 3;
 const NOT_FOUND: u16 = 5;
+const FAILED_PRECONDITION: u16 = 9;
 const UNIMPLEMENTED: u16 = 12;
 const UNKNOWN_STATUS: u16 = 2;
 
@@ -137,8 +138,10 @@ impl To {
                 // A cancelled load leaves the model UNKNOWN for good, as in MLServer.
                 let delay = self.world.load_begins(&named.second);
                 tokio::time::sleep(delay).await;
-                self.world.put(&named.second, READY);
-                self.message(&())
+                match self.world.load_ends(&named.second) {
+                    Ok(()) => self.message(&()),
+                    Err(error) => self.status(FAILED_PRECONDITION, &error),
+                }
             }
             "RepositoryModelUnload" if self.world.put(&named.second, UNAVAILABLE) => {
                 self.message(&())

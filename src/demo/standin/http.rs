@@ -179,15 +179,35 @@ impl To {
         let (world, name) = (self.world.clone(), name.to_string());
         let load = tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            world.put(&name, READY);
+            world.load_ends(&name)
         });
         // It can fail only with the whole runtime.
-        let _ = load.await;
-        self.empty(StatusCode::OK)
+        match load.await {
+            Ok(Err(error)) => {
+                self.json(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "error": error }))
+            }
+            _ => self.empty(StatusCode::OK),
+        }
     }
 
     /// Any model answers, so that a test need not set one up.
     fn infer(&self, name: &str, headers: &HeaderMap, body: &Bytes) -> Response<Reply> {
+        let (dead, lost) = {
+            let settings = self.world.settings();
+            let lost = settings.lost.iter().any(|l| l == name);
+            (settings.worker_dead, lost)
+        };
+        if dead {
+            let mut response = Response::new(Reply::whole(&self.entry, "Internal Server Error"));
+            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            return response;
+        }
+        if lost {
+            let error = format!("mlserver.errors.ModelNotFound: Model {name} not found");
+            return self.json(StatusCode::NOT_FOUND, &json!({ "error": error }));
+        }
         let parsed = serde_json::from_slice::<Value>(body);
         let is_json = headers
             .get(CONTENT_TYPE)

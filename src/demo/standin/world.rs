@@ -29,6 +29,12 @@ pub(super) struct Settings {
     pub(super) load_delay: Duration,
     pub(super) idle_close: Duration,
     pub(super) said: Option<String>,
+    /// Models whose files are not there.
+    pub(super) broken: Vec<String>,
+    /// Models that the worker has lost although they are READY.
+    pub(super) lost: Vec<String>,
+    /// Whether the worker is dead, as for 2.5 s after SIGKILL, or for good in the fatal state.
+    pub(super) worker_dead: bool,
 }
 
 impl Default for Settings {
@@ -44,6 +50,9 @@ impl Default for Settings {
             load_delay: Duration::ZERO,
             idle_close: Duration::from_secs(5),
             said: None,
+            broken: Vec::new(),
+            lost: Vec::new(),
+            worker_dead: false,
         }
     }
 }
@@ -128,6 +137,28 @@ impl World {
             }),
         }
         settings.load_delay
+    }
+
+    /// The end of a load: MLServer's text where it fails. A model that served goes on serving, one
+    /// that did not is listed as not loaded.
+    pub(super) fn load_ends(&self, name: &str) -> Result<(), String> {
+        let broken = self.settings().broken.iter().any(|b| b == name);
+        if broken {
+            let mut settings = self.settings();
+            if let Some(model) = settings.models.iter_mut().find(|m| m.name == name)
+                && model.state == UNKNOWN
+            {
+                model.state = UNAVAILABLE.into();
+            }
+            drop(settings);
+            self.journal.changed();
+            return Err(format!(
+                "mlserver.errors.InvalidModelURI: Invalid URI specified for model {name} (nope.joblib)"
+            ));
+        }
+        self.settings().lost.retain(|l| l != name);
+        self.put(name, READY);
+        Ok(())
     }
 
     /// Puts a model of the repository in a state; false where it is not there.

@@ -11,8 +11,8 @@ use tokio::task::JoinHandle;
 
 pub mod grpc;
 pub mod http;
-pub mod pages;
 pub mod merge;
+pub mod pages;
 
 /// The bound of every wait: long enough for a loaded machine, short enough to fail.
 pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,0 +1,133 @@
+//! What can be learnt of models from HTTP requests that pass: their names stand in the path.
+//!
+//! Looks at paths and statuses, never at a body; keeps nothing of a model that is not known.
+
+use http::header::CONTENT_TYPE;
+use http::{Method, Response, StatusCode};
+
+use super::Context;
+use super::reserved::unescaped;
+use crate::restore::{Loading, Memory, Unloading};
+use crate::worker::Worker;
+
+/// What a request is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum About<'a> {
+    /// An inference.
+    Inference(&'a str),
+    Load(&'a str),
+    Unload(&'a str),
+    Nothing,
+}
+
+fn about<'a>(method: &Method, path: &'a str) -> About<'a> {
+    if method != Method::POST {
+        return About::Nothing;
+    }
+    let Some(rest) = path.strip_prefix("/v2/") else {
+        return About::Nothing;
+    };
+    let parts: Vec<&str> = rest.split('/').take(6).collect();
+    match parts[..] {
+        ["repository", "models", name, "load"] => About::Load(name),
+        ["repository", "models", name, "unload"] => About::Unload(name),
+        ["models", name, "infer"] | ["models", name, "versions", _, "infer"] => {
+            About::Inference(name)
+        }
+        _ => About::Nothing,
+    }
+}
+
+/// A name without its escapes. What is no text is no model's name.
+fn plain(name: &str) -> String {
+    String::from_utf8_lossy(&unescaped(name)).into_owned()
+}
+
+/// A request under way, for the account of what is in memory.
+#[derive(Debug)]
+pub struct Heed {
+    memory: Memory,
+    worker: Worker,
+    inference: Option<String>,
+    load: Option<Loading>,
+    unload: Option<Unloading>,
+}
+
+impl Heed {
+    /// Before it is sent on.
+    pub fn before(context: &Context, method: &Method, path: &str) -> Self {
+        let memory = context.memory.clone();
+        let mut heed = Heed {
+            memory: memory.clone(),
+            worker: context.worker.clone(),
+            inference: None,
+            load: None,
+            unload: None,
+        };
+        match about(method, path) {
+            About::Inference(model) => {
+                let model = plain(model);
+                memory.used(&model);
+                heed.inference = Some(model);
+            }
+            // No fingerprint: a load over HTTP is a person's, and never answered without loading.
+            About::Load(model) => heed.load = Some(memory.loading(&plain(model), None)),
+            About::Unload(model) => heed.unload = Some(memory.unloading(&plain(model))),
+            About::Nothing => {}
+        }
+        heed
+    }
+
+    /// With the head of the answer. Without it, as when the caller has gone, nothing is known.
+    pub fn after<B>(self, response: &Response<B>) {
+        let ok = response.status() == StatusCode::OK;
+        if let (Some(load), true) = (self.load, ok) {
+            load.succeeded();
+        }
+        if let Some(model) = self.inference {
+            if ok {
+                self.memory.worked(&model);
+                self.worker.worked();
+            } else if is_worker_failure(response) {
+                self.worker.failed();
+            }
+        }
+        drop(self.unload);
+    }
+}
+
+/// Whether an answer is the one of a server whose worker cannot work: MLServer's own errors are
+/// JSON.
+fn is_worker_failure<B>(response: &Response<B>) -> bool {
+    let kind = response.headers().get(CONTENT_TYPE);
+    response.status() == StatusCode::INTERNAL_SERVER_ERROR
+        && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_stands_in_the_path() {
+        for (path, expected) in [
+            ("/v2/models/iris_1/infer", About::Inference("iris_1")),
+            (
+                "/v2/models/iris_1/versions/1/infer",
+                About::Inference("iris_1"),
+            ),
+            ("/v2/models/iris_1/ready", About::Nothing),
+            ("/v2/repository/models/iris_1/load", About::Load("iris_1")),
+            (
+                "/v2/repository/models/iris_1/unload",
+                About::Unload("iris_1"),
+            ),
+            ("/v2/repository/index", About::Nothing),
+            ("/", About::Nothing),
+        ] {
+            assert_eq!(about(&Method::POST, path), expected, "{path}");
+        }
+        assert_eq!(plain("iris%5f1%"), "iris_1%");
+        assert_eq!(about(&Method::GET, "/v2/models/a/infer"), About::Nothing);
+    }
+}

@@ -1,0 +1,339 @@
+//! What is in the server's memory, and putting it back after the server was restarted.
+//!
+//! When the inference server restarts its models are gone, while agent and scheduler believe
+//! otherwise. [`Book`] remembers what belongs in memory and decides; [`runner`] sees the restart
+//! and loads. The relay tells every load and unload that passes, and asks whether a load would be
+//! needless. Knows only what it has seen since its own start: a shim that restarts together with
+//! the server knows nothing, and says so. Loads over HTTP, which the server finishes even when
+//! its caller is gone; no load or unload is ever given a deadline or cancelled here.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::Clock;
+use crate::drain::{Busy, Drain};
+use crate::metrics::Metrics;
+use crate::readiness::Condition;
+
+pub mod book;
+pub mod files;
+pub mod runner;
+mod series;
+pub mod server;
+
+pub use book::{Book, Loaded, Restoring, Stage};
+use files::Fingerprint;
+use series::Series;
+
+/// The name of the condition.
+pub const CONDITION: &str = "models-restored";
+
+/// What may be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether lost models are loaded again.
+    pub restore: bool,
+    /// Whether needless loads are answered without loading.
+    pub coalesce: bool,
+    /// The folder of models, as the shim sees it.
+    pub models_dir: PathBuf,
+}
+
+/// Work that must go on although its caller has gone.
+pub(crate) type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// How a load of a caller's was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coalesced {
+    /// The model was READY and its files unchanged.
+    Ready,
+    /// The same load was under way.
+    Shared,
+}
+
+impl Coalesced {
+    /// Both, in the order in which they are exported.
+    pub const ALL: [Coalesced; 2] = [Coalesced::Ready, Coalesced::Shared];
+
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Coalesced::Ready => "ready",
+            Coalesced::Shared => "shared",
+        }
+    }
+}
+
+/// What is known of the server's memory, shared by the relays, the runner and the reporters.
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Memory(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    clock: Clock,
+    drain: Drain,
+    book: Mutex<Book>,
+    changes: watch::Sender<u64>,
+    jobs: mpsc::UnboundedSender<Job>,
+    shown: Mutex<Option<Condition>>,
+    room: watch::Sender<Option<String>>,
+    series: Series,
+}
+
+/// The runner's end of [`Memory`].
+#[derive(Debug)]
+pub struct Jobs(mpsc::UnboundedReceiver<Job>);
+
+impl Memory {
+    /// An empty account.
+    pub fn new(settings: Settings, clock: Clock, drain: Drain, metrics: &Metrics) -> (Self, Jobs) {
+        let (jobs, taken) = mpsc::unbounded_channel();
+        let memory = Memory(Arc::new(Inner {
+            settings,
+            clock,
+            drain,
+            book: Mutex::default(),
+            changes: watch::Sender::new(0),
+            jobs,
+            shown: Mutex::default(),
+            room: watch::Sender::new(None),
+            series: Series::new(metrics),
+        }));
+        (memory, Jobs(taken))
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.0.clock.now()
+    }
+
+    /// Changes the account and tells whoever waits for it.
+    fn change<T>(&self, change: impl FnOnce(&mut Book, Duration) -> T) -> T {
+        let result = change(&mut self.book(), self.now());
+        self.0.changes.send_modify(|n| *n += 1);
+        result
+    }
+
+    /// A load of a caller's passes, until the guard is told how it ended or dropped.
+    pub fn loading(&self, model: &str, files: Option<Fingerprint>) -> Loading {
+        self.change(|book, now| book.load_begins(model, now));
+        Loading {
+            memory: self.clone(),
+            model: model.into(),
+            files,
+            begun: self.now(),
+            ok: false,
+        }
+    }
+
+    /// An unload of a caller's passes, until the guard is dropped.
+    pub fn unloading(&self, model: &str) -> Unloading {
+        self.change(|book, now| book.unload_begins(model, now));
+        Unloading {
+            memory: self.clone(),
+            model: model.into(),
+        }
+    }
+
+    /// A request for a model was seen.
+    pub fn used(&self, model: &str) {
+        self.book().used(model, self.now());
+    }
+
+    /// An inference of a model was seen to succeed.
+    pub fn worked(&self, model: &str) {
+        self.book().worked(model, self.now());
+    }
+
+    /// An agent that starts has asked for the index.
+    pub fn agent_starts(&self) {
+        let dropped = self.change(|book, _| {
+            let before = book.restoring().len();
+            book.agent_starts();
+            before - book.restoring().len()
+        });
+        if dropped > 0 {
+            tracing::info!(
+                models = dropped,
+                "an agent starts: what it does not know of is not restored"
+            );
+        }
+    }
+
+    /// Whether the model would be loaded from the files that it was loaded from, and was seen to
+    /// work not long ago. The server has still to be asked whether it has it.
+    pub fn is_fresh(&self, model: &str, files: &Fingerprint) -> bool {
+        self.book().is_fresh(model, files, self.now())
+    }
+
+    /// The fingerprint of a model's files as they are now.
+    pub async fn files(&self, model: &str) -> Option<Fingerprint> {
+        let (folder, model) = (self.0.settings.models_dir.clone(), model.to_string());
+        let look = tokio::task::spawn_blocking(move || files::fingerprint(&folder, &model));
+        // A look that panics has seen nothing.
+        look.await.unwrap_or(None)
+    }
+
+    /// Whether the shim itself is loading the model.
+    pub fn is_restoring(&self, model: &str) -> bool {
+        self.book().is_running(model)
+    }
+
+    /// Loads and unloads of the model under way, callers' and the shim's.
+    pub fn calls(&self, model: &str) -> usize {
+        self.book().calls(model)
+    }
+
+    /// Completes when the shim itself is not loading the model.
+    pub async fn until_not_restoring(&self, model: &str) {
+        let mut changes = self.0.changes.subscribe();
+        while self.is_restoring(model) {
+            // The sender is held by `self`, so waiting cannot fail.
+            let _ = changes.changed().await;
+            changes.mark_unchanged();
+        }
+    }
+
+    /// Counts a load that was answered without loading.
+    pub fn coalesced(&self, how: Coalesced) {
+        self.0.series.coalesced(how);
+    }
+
+    /// Counts work that a stop of the shim waits for, until the guard is dropped.
+    pub fn busy(&self) -> Busy {
+        self.0.drain.busy()
+    }
+
+    /// Carries a call on whatever becomes of its caller. False where the shim is at its end.
+    pub(crate) fn carry(&self, job: Job) -> bool {
+        self.0.jobs.send(job).is_ok()
+    }
+
+    /// Models that are being restored or could not be, by name.
+    pub fn restoring(&self) -> BTreeMap<String, Restoring> {
+        let all = self.book().restoring().into_iter();
+        all.map(|r| (r.model.clone(), r)).collect()
+    }
+
+    /// How many models belong in memory.
+    pub fn wanted(&self) -> usize {
+        self.book().wanted()
+    }
+
+    /// The condition of this moment. It decides nothing: a model that is not there yet is loaded
+    /// by the agent when a request comes.
+    pub fn condition(&self) -> Condition {
+        let (holds, reason) = self.verdict();
+        let mut shown = self.0.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = shown.as_ref().filter(|c| c.holds == holds);
+        let since = same.map_or_else(|| self.now(), |c| c.since);
+        let condition = Condition {
+            name: CONDITION,
+            holds,
+            reason,
+            since,
+        };
+        *shown = Some(condition.clone());
+        condition
+    }
+
+    fn verdict(&self) -> (bool, String) {
+        let (all, wanted) = {
+            let book = self.book();
+            (book.restoring(), book.wanted())
+        };
+        if all.is_empty() {
+            let reason = match self.0.settings.restore {
+                true => format!("{wanted} models are remembered, none is to be restored"),
+                false => "lost models are not restored (SHIM_RESTORE_MODELS, SHIM_MODE)".into(),
+            };
+            return (true, reason);
+        }
+        let names = |given_up: bool| -> Vec<String> {
+            all.iter()
+                .filter(|r| (r.stage == Stage::GivenUp) == given_up)
+                .map(|r| match &r.error {
+                    Some(error) => format!("{} ({}. try failed: {error})", r.model, r.failures),
+                    None => r.model.clone(),
+                })
+                .collect()
+        };
+        let (pending, given_up) = (names(false), names(true));
+        let mut parts = Vec::new();
+        if !pending.is_empty() {
+            parts.push(format!(
+                "the server was restarted and has lost its models; being loaded again: {}",
+                pending.join(", ")
+            ));
+            if let Some(why) = self.0.room.borrow().as_deref() {
+                parts.push(why.to_string());
+            }
+        }
+        if !given_up.is_empty() {
+            parts.push(format!(
+                "could not be loaded again and wait for a request, at which the agent loads them: {}",
+                given_up.join(", ")
+            ));
+        }
+        (false, parts.join("; "))
+    }
+}
+
+/// A caller's load under way.
+#[derive(Debug)]
+pub struct Loading {
+    memory: Memory,
+    model: String,
+    files: Option<Fingerprint>,
+    begun: Duration,
+    ok: bool,
+}
+
+impl Loading {
+    /// It has succeeded.
+    pub fn succeeded(mut self) {
+        self.ok = true;
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        self.memory.change(|book, now| {
+            let loaded = self.ok.then(|| Loaded {
+                at: now,
+                took: now.saturating_sub(self.begun),
+                files: self.files,
+            });
+            book.load_ended(&self.model, loaded, now);
+        });
+    }
+}
+
+/// A caller's unload under way.
+#[derive(Debug)]
+pub struct Unloading {
+    memory: Memory,
+    model: String,
+}
+
+impl Drop for Unloading {
+    fn drop(&mut self) {
+        self.memory
+            .change(|book, now| book.unload_ended(&self.model, now));
+    }
+}

@@ -1,0 +1,422 @@
+//! What should be in the server's memory, and what is to be done about it. Pure: no clock, no
+//! socket; every time is since the start of the process.
+//!
+//! A model belongs in memory once an index has shown it READY or a load that passed here has
+//! succeeded, and until an unload passes here. An index that no longer shows it takes nothing
+//! away by itself: after a restart that is exactly what is to be mended. It only counts against
+//! the model where the server was still known alive afterwards: then somebody has unloaded it
+//! without passing here.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::files::Fingerprint;
+
+/// Loads of the shim's own at one time. The server's main loop freezes while it imports, and its
+/// workers serve everybody else; two, so that one that hangs does not keep back all others.
+pub const AT_ONCE: usize = 2;
+/// Tries for one model before it is left to the agent.
+pub const TRIES: u32 = 4;
+/// Pause after the first failure; it is multiplied by four with each further one.
+const BACK_OFF: Duration = Duration::from_secs(2);
+/// Pause before a model that the server loads already is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a model that was seen to work is believed to be in its worker's hands, at least.
+const TRUST: Duration = Duration::from_secs(60);
+/// The same in loads: reloading a model may take a tenth of the time, however long one takes.
+const TRUST_IN_LOADS: u32 = 10;
+/// Models that are remembered; far above what one server holds.
+const MOST: usize = 10_000;
+
+/// How far the restoring of one model is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Stage {
+    /// There is nothing to restore.
+    #[default]
+    Nothing,
+    /// It is to be looked at, and loaded where it is not there.
+    Due {
+        /// Not earlier.
+        at: Duration,
+    },
+    /// It is being looked at or loaded.
+    Running,
+    /// It is left to the agent, which loads it when a request comes.
+    GivenUp,
+}
+
+impl Stage {
+    /// The label.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Stage::Nothing => "nothing",
+            Stage::Due { .. } => "due",
+            Stage::Running => "loading",
+            Stage::GivenUp => "given-up",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Entry {
+    /// Whether it belongs in memory.
+    wanted: bool,
+    /// When it last began to.
+    since: Duration,
+    /// When a request for it was last seen.
+    used: Option<Duration>,
+    /// When an inference of it last succeeded in sight of the shim.
+    worked: Option<Duration>,
+    /// When a call last changed it; an index from before says nothing.
+    changed: Duration,
+    /// When an index first showed that it is not in memory.
+    gone: Option<Duration>,
+    /// Callers' loads and unloads under way.
+    calls: usize,
+    /// The last load that succeeded.
+    loaded: Option<Loaded>,
+    stage: Stage,
+    /// The server was started again while it ran: what it says of its end says nothing.
+    again: bool,
+    failures: u32,
+    error: Option<String>,
+}
+
+/// A load that succeeded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// When it ended.
+    pub at: Duration,
+    /// How long it took.
+    pub took: Duration,
+    /// The files as they were before it began; `None` where they cannot be seen.
+    pub files: Option<Fingerprint>,
+}
+
+/// What has to be done after a load of the shim's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing: the model is back.
+    Restored,
+    /// Unload it: it was unloaded by its owner while it was being loaded.
+    Undo,
+    /// It failed, and is tried again later.
+    Later,
+    /// It failed for the last time.
+    GivenUp,
+    /// It failed, and nobody wants it any more.
+    Dropped,
+}
+
+/// A model that is being restored, or could not be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restoring {
+    /// Its name.
+    pub model: String,
+    /// How far it is.
+    pub stage: Stage,
+    /// Failed tries.
+    pub failures: u32,
+    /// Why the last one failed.
+    pub error: Option<String>,
+}
+
+/// The account of what belongs in memory.
+#[derive(Debug, Clone, Default)]
+pub struct Book {
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Book {
+    /// Takes an index that was asked for at `asked`: name and state of each model.
+    pub fn index<'a>(&mut self, models: impl Iterator<Item = (&'a str, &'a str)>, asked: Duration) {
+        let listed: BTreeMap<&str, &str> = models.collect();
+        for (name, state) in &listed {
+            if *state == "READY" && !name.is_empty() {
+                let Some(entry) = self.entry(name) else {
+                    continue;
+                };
+                if entry.changed >= asked && entry.changed > Duration::ZERO {
+                    continue;
+                }
+                entry.gone = None;
+                if !entry.wanted {
+                    entry.wanted = true;
+                    entry.since = asked;
+                }
+            }
+        }
+        for (name, entry) in &mut self.entries {
+            // Not listed is not unloaded: the server does not list what has lost its folder.
+            let not_in_memory = listed
+                .get(name.as_str())
+                .is_some_and(|s| *s == "UNAVAILABLE");
+            // Nor is a model that is only not back yet.
+            let settled = entry.calls == 0 && entry.stage == Stage::Nothing;
+            if entry.wanted && not_in_memory && entry.changed < asked && settled {
+                entry.gone.get_or_insert(asked);
+            }
+        }
+        self.entries
+            .retain(|_, e| e.wanted || e.calls > 0 || e.stage == Stage::Running);
+    }
+
+    /// A caller's load passes.
+    pub fn load_begins(&mut self, name: &str, now: Duration) {
+        if let Some(entry) = self.entry(name) {
+            entry.calls += 1;
+            entry.changed = now;
+        }
+    }
+
+    /// It has ended: with what was loaded, or `None` where it failed or how it ended is not known.
+    pub fn load_ended(&mut self, name: &str, loaded: Option<Loaded>, now: Duration) {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        entry.calls = entry.calls.saturating_sub(1);
+        entry.changed = now;
+        if loaded.is_some() {
+            entry.wanted = true;
+            entry.since = now;
+            entry.gone = None;
+            entry.loaded = loaded;
+            entry.failures = 0;
+            entry.error = None;
+            if entry.stage != Stage::Running {
+                entry.stage = Stage::Nothing;
+            }
+        }
+    }
+
+    /// A caller's unload passes: from now on nobody wants the model in memory.
+    pub fn unload_begins(&mut self, name: &str, now: Duration) {
+        if let Some(entry) = self.entry(name) {
+            entry.calls += 1;
+            entry.changed = now;
+            entry.wanted = false;
+            entry.loaded = None;
+            entry.worked = None;
+            entry.failures = 0;
+            entry.error = None;
+            if entry.stage != Stage::Running {
+                entry.stage = Stage::Nothing;
+            }
+        }
+    }
+
+    /// It has ended.
+    pub fn unload_ended(&mut self, name: &str, now: Duration) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.calls = entry.calls.saturating_sub(1);
+            entry.changed = now;
+        }
+    }
+
+    /// A request for the model was seen.
+    pub fn used(&mut self, name: &str, now: Duration) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.used = Some(now);
+        }
+    }
+
+    /// An inference of the model was seen to succeed.
+    pub fn worked(&mut self, name: &str, now: Duration) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.worked = Some(now);
+        }
+    }
+
+    /// An agent that starts has asked for the index: it unloads what is listed, and knows nothing
+    /// of what is not. So what is still to be loaded is not wanted any more.
+    pub fn agent_starts(&mut self) {
+        for entry in self.entries.values_mut() {
+            if matches!(entry.stage, Stage::Due { .. } | Stage::GivenUp) {
+                entry.wanted = false;
+                entry.stage = Stage::Nothing;
+                entry.loaded = None;
+            }
+        }
+    }
+
+    /// The server may be another process than before; the old one was last known alive at
+    /// `alive`. Everything that belongs in memory is to be looked at.
+    pub fn restarted(&mut self, alive: Duration, now: Duration) {
+        for entry in self.entries.values_mut() {
+            // What was gone before the restart was not taken by it.
+            if entry.gone.is_some_and(|gone| gone <= alive) {
+                entry.wanted = false;
+            }
+            entry.gone = None;
+            entry.loaded = None;
+            entry.worked = None;
+            entry.again = entry.stage == Stage::Running;
+            if entry.wanted && entry.stage == Stage::Nothing {
+                entry.stage = Stage::Due { at: now };
+            }
+        }
+        self.entries
+            .retain(|_, e| e.wanted || e.calls > 0 || e.stage == Stage::Running);
+    }
+
+    /// The next model to look at, most recently used first, then most recently loaded. It counts
+    /// as running until [`Book::ended`] or one of its kind.
+    pub fn next(&mut self, now: Duration) -> Option<String> {
+        let running = self.entries.values().filter(|e| e.stage == Stage::Running);
+        if running.count() >= AT_ONCE {
+            return None;
+        }
+        let due = |e: &Entry| matches!(e.stage, Stage::Due { at } if at <= now) && e.calls == 0;
+        let (name, entry) = self
+            .entries
+            .iter_mut()
+            .filter(|(_, e)| e.wanted && due(e))
+            .max_by_key(|(name, e)| (e.used, e.since, std::cmp::Reverse((*name).clone())))?;
+        entry.stage = Stage::Running;
+        Some(name.clone())
+    }
+
+    /// When [`Book::next`] may have something that it has not now; `None` where nothing is due.
+    pub fn due(&self) -> Option<Duration> {
+        self.entries
+            .values()
+            .filter(|e| e.wanted && e.calls == 0)
+            .filter_map(|e| match e.stage {
+                Stage::Due { at } => Some(at),
+                _ => None,
+            })
+            .min()
+    }
+
+    /// Whether a model that runs may now be loaded: it is still wanted, and no call of its owner
+    /// is under way.
+    pub fn may_load(&self, name: &str) -> bool {
+        let entry = self.entries.get(name);
+        entry.is_some_and(|e| e.wanted && e.calls == 0 && e.stage == Stage::Running)
+    }
+
+    /// What runs was found READY, or is no longer to be loaded.
+    pub fn ended(&mut self, name: &str, now: Duration) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.stage = match std::mem::take(&mut entry.again) && entry.wanted {
+                true => Stage::Due { at: now },
+                false => Stage::Nothing,
+            };
+        }
+    }
+
+    /// What runs cannot be judged yet: the server loads it already, does not answer, or has no
+    /// room. No try is lost by it.
+    pub fn not_yet(&mut self, name: &str, now: Duration) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.stage = match entry.wanted {
+                true => Stage::Due {
+                    at: now + LOOK_AGAIN,
+                },
+                false => Stage::Nothing,
+            };
+        }
+    }
+
+    /// The load of what runs has ended.
+    pub fn load_done(
+        &mut self,
+        name: &str,
+        outcome: Result<Loaded, String>,
+        now: Duration,
+    ) -> Then {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return Then::Dropped;
+        };
+        entry.stage = Stage::Nothing;
+        if outcome.is_err() {
+            entry.again = false;
+        }
+        match outcome {
+            // Whoever loads or unloads it now decides what becomes of it.
+            Ok(_) if !entry.wanted && entry.calls > 0 => Then::Dropped,
+            Ok(_) if !entry.wanted => Then::Undo,
+            Ok(_) if std::mem::take(&mut entry.again) => {
+                entry.stage = Stage::Due { at: now };
+                Then::Later
+            }
+            Ok(loaded) => {
+                entry.changed = now;
+                entry.loaded = Some(loaded);
+                entry.failures = 0;
+                entry.error = None;
+                Then::Restored
+            }
+            Err(_) if !entry.wanted => Then::Dropped,
+            Err(why) => {
+                entry.failures += 1;
+                entry.error = Some(why);
+                if entry.failures >= TRIES {
+                    entry.stage = Stage::GivenUp;
+                    return Then::GivenUp;
+                }
+                let pause = BACK_OFF * 4u32.pow(entry.failures - 1);
+                entry.stage = Stage::Due { at: now + pause };
+                Then::Later
+            }
+        }
+    }
+
+    /// Whether a load of the model would be needless as far as is known here: it was loaded from
+    /// these very files, and was seen to work not long ago. A model that its worker has lost is
+    /// listed as READY too, so trust ends.
+    pub fn is_fresh(&self, name: &str, files: &Fingerprint, now: Duration) -> bool {
+        let Some(entry) = self.entries.get(name).filter(|e| e.wanted && e.calls == 0) else {
+            return false;
+        };
+        let Some(loaded) = &entry.loaded else {
+            return false;
+        };
+        let proven = entry.worked.map_or(loaded.at, |at| at.max(loaded.at));
+        let trust = TRUST.max(loaded.took * TRUST_IN_LOADS);
+        loaded.files.as_ref() == Some(files) && now.saturating_sub(proven) <= trust
+    }
+
+    /// Whether the shim is loading the model just now.
+    pub fn is_running(&self, name: &str) -> bool {
+        let entry = self.entries.get(name);
+        entry.is_some_and(|e| e.stage == Stage::Running)
+    }
+
+    /// Callers' loads and unloads of the model under way, and the shim's own.
+    pub fn calls(&self, name: &str) -> usize {
+        let entry = self.entries.get(name);
+        entry.map_or(0, |e| e.calls + usize::from(e.stage == Stage::Running))
+    }
+
+    /// How many models belong in memory.
+    pub fn wanted(&self) -> usize {
+        self.entries.values().filter(|e| e.wanted).count()
+    }
+
+    /// Everything that is being restored, or could not be.
+    pub fn restoring(&self) -> Vec<Restoring> {
+        self.entries
+            .iter()
+            .filter(|(_, e)| e.stage != Stage::Nothing)
+            .map(|(name, e)| Restoring {
+                model: name.clone(),
+                stage: e.stage.clone(),
+                failures: e.failures,
+                error: e.error.clone(),
+            })
+            .collect()
+    }
+
+    /// The entry of a model, made where there is room.
+    fn entry(&mut self, name: &str) -> Option<&mut Entry> {
+        if self.entries.len() >= MOST && !self.entries.contains_key(name) {
+            return None;
+        }
+        Some(self.entries.entry(name.to_string()).or_default())
+    }
+}
+
+#[cfg(test)]
+#[path = "book_tests.rs"]
+mod tests;

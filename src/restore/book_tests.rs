@@ -1,0 +1,314 @@
+use super::*;
+use proptest::prelude::*;
+
+fn s(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn loaded(at: u64) -> Loaded {
+    Loaded {
+        at: s(at),
+        took: s(1),
+        files: None,
+    }
+}
+
+fn with(names: &[&str]) -> Book {
+    let mut book = Book::default();
+    book.index(names.iter().map(|n| (*n, "READY")), s(1));
+    book
+}
+
+#[test]
+fn after_a_restart_everything_that_was_ready_is_due_most_recently_used_first() {
+    let mut book = with(&["a", "b", "c"]);
+    book.index([("d", "UNAVAILABLE"), ("e", "UNKNOWN")].into_iter(), s(2));
+    book.used("b", s(3));
+    book.used("c", s(4));
+    book.used("stranger", s(5));
+    assert_eq!(book.next(s(5)), None, "nothing was lost");
+    book.restarted(s(5), s(6));
+    let order: Vec<String> = std::iter::from_fn(|| {
+        let next = book.next(s(6))?;
+        book.load_done(&next, Ok(loaded(6)), s(6));
+        Some(next)
+    })
+    .collect();
+    assert_eq!(order, ["c", "b", "a"]);
+    assert!(book.restoring().is_empty());
+}
+
+#[test]
+fn no_more_than_two_run_at_once() {
+    let mut book = with(&["a", "b", "c"]);
+    book.restarted(s(1), s(2));
+    assert!(book.next(s(2)).is_some() && book.next(s(2)).is_some());
+    assert_eq!(book.next(s(2)), None);
+}
+
+#[test]
+fn what_was_unloaded_is_not_restored_whether_before_or_meanwhile() {
+    let mut book = with(&["before", "due", "running"]);
+    book.unload_begins("before", s(2));
+    book.unload_ended("before", s(3));
+    book.used("running", s(3));
+    book.restarted(s(3), s(4));
+    assert_eq!(book.next(s(4)).as_deref(), Some("running"));
+    book.unload_begins("due", s(5));
+    book.unload_ended("due", s(5));
+    book.unload_begins("running", s(5));
+    assert!(!book.may_load("running"));
+    // The unload came to the server before the load did.
+    book.unload_ended("running", s(6));
+    assert_eq!(book.load_done("running", Ok(loaded(7)), s(7)), Then::Undo);
+    assert_eq!(book.next(s(100)), None);
+    assert_eq!(book.wanted(), 0);
+}
+
+#[test]
+fn an_unload_without_the_shim_is_told_from_a_restart_by_when_it_showed() {
+    let mut book = with(&["a", "b"]);
+    book.index([("a", "UNAVAILABLE"), ("b", "READY")].into_iter(), s(5));
+    // The server was alive long after a had gone.
+    book.restarted(s(60), s(61));
+    assert_eq!(book.next(s(61)).as_deref(), Some("b"));
+    assert_eq!(book.next(s(61)), None);
+
+    // An index of the new process, read before the restart was noticed.
+    let mut book = with(&["a"]);
+    book.index([("a", "UNAVAILABLE")].into_iter(), s(10));
+    book.restarted(s(9), s(11));
+    assert_eq!(book.next(s(11)).as_deref(), Some("a"));
+}
+
+#[test]
+fn an_old_index_does_not_bring_back_what_was_unloaded_since() {
+    let mut book = with(&["a"]);
+    book.unload_begins("a", s(5));
+    book.unload_ended("a", s(6));
+    book.index([("a", "READY")].into_iter(), s(4));
+    assert_eq!(book.wanted(), 0);
+    book.index([("a", "READY")].into_iter(), s(7));
+    assert_eq!(book.wanted(), 1, "it is there after all");
+}
+
+#[test]
+fn it_is_given_up_after_the_last_try_and_comes_back_with_a_callers_load() {
+    let mut book = with(&["a"]);
+    book.restarted(s(1), s(2));
+    let (mut now, mut waits) = (s(2), Vec::new());
+    loop {
+        let name = book.next(now).unwrap();
+        match book.load_done(&name, Err("no".into()), now) {
+            Then::Later => {
+                let at = book.due().unwrap();
+                assert_eq!(book.next(at - Duration::from_millis(1)), None);
+                waits.push((at - now).as_secs());
+                now = at;
+            }
+            then => {
+                assert_eq!(then, Then::GivenUp);
+                break;
+            }
+        }
+    }
+    assert_eq!(waits, [2, 8, 32]);
+    // Not even after another restart: it may be what brings the server down.
+    book.restarted(now, now);
+    assert_eq!(book.next(s(10_000)), None);
+    let given_up = book.restoring();
+    assert_eq!(
+        (given_up[0].failures, given_up[0].error.as_deref()),
+        (TRIES, Some("no"))
+    );
+    book.load_begins("a", s(10_001));
+    book.load_ended("a", Some(loaded(10_002)), s(10_002));
+    assert!(book.restoring().is_empty());
+}
+
+#[test]
+fn a_callers_load_under_way_is_not_doubled() {
+    let mut book = with(&["a"]);
+    book.restarted(s(1), s(2));
+    book.load_begins("a", s(2));
+    assert_eq!((book.next(s(3)), book.due()), (None, None));
+    book.load_ended("a", None, s(4));
+    assert_eq!(
+        book.next(s(4)).as_deref(),
+        Some("a"),
+        "it failed: the shim's turn"
+    );
+}
+
+#[test]
+fn an_agent_that_starts_wants_nothing_that_is_not_there_yet() {
+    let mut book = with(&["a", "b", "c"]);
+    book.used("a", s(1));
+    book.restarted(s(1), s(2));
+    let running = [book.next(s(2)).unwrap(), book.next(s(2)).unwrap()];
+    assert!(!running.contains(&"c".to_string()));
+    book.agent_starts();
+    assert_eq!(book.due(), None);
+    // What runs is listed as loading, and the agent unloads it by itself.
+    assert_eq!(book.load_done("a", Ok(loaded(3)), s(3)), Then::Restored);
+}
+
+#[test]
+fn a_load_is_needless_only_from_the_same_files_and_while_the_model_is_trusted() {
+    let folder = std::env::temp_dir().join(format!("agent-shim-book-{}", std::process::id()));
+    let make = |name: &str| {
+        std::fs::create_dir_all(folder.join(name)).unwrap();
+        std::fs::write(folder.join(name).join("model-settings.json"), "{}").unwrap();
+        super::super::files::fingerprint(&folder, name).unwrap()
+    };
+    let (old, new) = (make("old"), make("new"));
+    std::fs::remove_dir_all(&folder).unwrap();
+    let mut book = Book::default();
+    let load = |book: &mut Book, at: u64, took: u64, files| {
+        book.load_begins("a", s(at));
+        let done = Loaded {
+            at: s(at),
+            took: s(took),
+            files,
+        };
+        book.load_ended("a", Some(done), s(at));
+    };
+    load(&mut book, 10, 1, Some(old));
+    assert!(book.is_fresh("a", &old, s(70)) && !book.is_fresh("a", &new, s(70)));
+    assert!(
+        !book.is_fresh("a", &old, s(71)),
+        "a worker may have lost it since"
+    );
+    book.worked("a", s(100));
+    assert!(book.is_fresh("a", &old, s(160)));
+    load(&mut book, 200, 60, Some(old));
+    assert!(
+        book.is_fresh("a", &old, s(800)),
+        "a long load is trusted for longer"
+    );
+    book.restarted(s(800), s(801));
+    assert!(
+        !book.is_fresh("a", &old, s(801)),
+        "the new process has nothing"
+    );
+    load(&mut book, 900, 1, None);
+    assert!(!book.is_fresh("a", &old, s(901)));
+    load(&mut book, 910, 1, Some(old));
+    book.unload_begins("a", s(911));
+    assert!(!book.is_fresh("a", &old, s(911)));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Load(u8, bool),
+    Unload(u8),
+    Restart,
+    Index,
+    AgentStarts,
+    Next,
+    Done(bool),
+    Pass(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0u8..4, any::<bool>()).prop_map(|(m, ok)| Step::Load(m, ok)),
+        (0u8..4).prop_map(Step::Unload),
+        Just(Step::Restart),
+        Just(Step::Index),
+        Just(Step::AgentStarts),
+        Just(Step::Next),
+        Just(Step::Next),
+        any::<bool>().prop_map(Step::Done),
+        (1u8..60).prop_map(Step::Pass),
+    ]
+}
+
+proptest! {
+    // Against a server that is simulated beside it, and an oracle that knows only what callers
+    // have asked for: never more than two at once, never what its owner unloaded, no end without
+    // an end of the tries, and what stays in memory is what somebody wants there.
+    #[test]
+    fn nothing_is_loaded_that_its_owner_unloaded_and_tries_end(steps in prop::collection::vec(step(), 1..200)) {
+        let mut book = Book::default();
+        let mut memory = [false; 4];
+        let mut unloaded = [true; 4];
+        let mut running: Vec<usize> = Vec::new();
+        let mut failed = [0u32; 4];
+        let mut now = s(1);
+        let name = |i: usize| format!("m{i}");
+        for step in steps {
+            now += Duration::from_millis(10);
+            match step {
+                Step::Load(m, ok) => {
+                    let m = usize::from(m);
+                    book.load_begins(&name(m), now);
+                    now += Duration::from_millis(10);
+                    let done = ok.then(|| Loaded { at: now, took: s(0), files: None });
+                    book.load_ended(&name(m), done, now);
+                    if ok {
+                        memory[m] = true;
+                        unloaded[m] = false;
+                        failed[m] = 0;
+                    }
+                }
+                Step::Unload(m) => {
+                    let m = usize::from(m);
+                    book.unload_begins(&name(m), now);
+                    book.unload_ended(&name(m), now);
+                    memory[m] = false;
+                    unloaded[m] = true;
+                    failed[m] = 0;
+                }
+                Step::Restart => {
+                    memory = [false; 4];
+                    book.restarted(now, now);
+                }
+                Step::Index => {
+                    let state = |i: usize| if memory[i] { "READY" } else { "UNAVAILABLE" };
+                    let names: Vec<String> = (0..4).map(name).collect();
+                    book.index(names.iter().enumerate().map(|(i, n)| (n.as_str(), state(i))), now);
+                    for i in 0..4 {
+                        if memory[i] {
+                            unloaded[i] = false;
+                        }
+                    }
+                }
+                Step::AgentStarts => book.agent_starts(),
+                Step::Next => {
+                    if let Some(next) = book.next(now) {
+                        let m: usize = next[1..].parse().unwrap();
+                        prop_assert!(!unloaded[m], "{next} was unloaded");
+                        prop_assert!(!running.contains(&m));
+                        running.push(m);
+                        prop_assert!(running.len() <= AT_ONCE);
+                    }
+                }
+                Step::Done(ok) => {
+                    if let Some(m) = running.pop() {
+                        let outcome = match ok {
+                            true => Ok(Loaded { at: now, took: s(0), files: None }),
+                            false => Err("no".to_string()),
+                        };
+                        match book.load_done(&name(m), outcome, now) {
+                            Then::Restored => {
+                                prop_assert!(ok && !unloaded[m]);
+                                memory[m] = true;
+                                failed[m] = 0;
+                            }
+                            Then::Undo => prop_assert!(ok && unloaded[m]),
+                            Then::Later if ok => {}
+                            Then::Later => {
+                                failed[m] += 1;
+                                prop_assert!(failed[m] < TRIES);
+                            }
+                            Then::GivenUp => failed[m] = TRIES,
+                            Then::Dropped => prop_assert!(unloaded[m]),
+                        }
+                    }
+                }
+                Step::Pass(n) => now += s(u64::from(n)),
+            }
+        }
+    }
+}

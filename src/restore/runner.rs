@@ -1,0 +1,346 @@
+//! The loop that sees a restart of the server and loads what it has lost.
+//!
+//! Two signs of a restart: another main process in `/proc`, and the HTTP side gone and back. Both
+//! only mean that every model is to be looked at; whether it is lost the server itself says. Also
+//! owns the calls that the relay carries on for callers that have gone.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Client;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::book::{Loaded, Then};
+use super::server::{Asking, Has, address};
+use super::{Jobs, Memory};
+use crate::endpoint::Protocol;
+use crate::models::{Inventory, Poke};
+use crate::observer::Observed;
+use crate::prober::Watching;
+use crate::view::{Usable, View};
+
+/// No load begins while the server's processes use more than this part of their limit, in
+/// sixteenths.
+const FULL: u64 = 15;
+
+/// What the runner works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// What the prober knows.
+    pub watching: Watching,
+    /// The inventory.
+    pub inventory: watch::Receiver<Arc<Inventory>>,
+    /// What is seen of the server's processes.
+    pub observed: watch::Receiver<Arc<Observed>>,
+    /// The client that asks.
+    pub client: Client,
+    /// Told after each load.
+    pub poke: Poke,
+}
+
+/// Restores models.
+#[derive(Debug)]
+pub struct Runner {
+    memory: Memory,
+    jobs: Jobs,
+    parts: Parts,
+    signs: Signs,
+    /// When a restart was last noticed.
+    noticed: Option<Duration>,
+    read: Option<Duration>,
+}
+
+/// What tells a restart. Pure.
+#[derive(Debug, Default)]
+struct Signs {
+    /// The main process, and when it was last seen.
+    main: Option<((u32, u64), Duration)>,
+    /// When the server last answered, while it does not.
+    gone: Option<Duration>,
+    was_up: bool,
+}
+
+impl Signs {
+    /// When the old process was last known alive, where there may be a new one.
+    fn view(&mut self, view: &View) -> Option<Duration> {
+        match view.usable(Protocol::Http) {
+            Usable::Up => {
+                self.was_up = true;
+                self.gone.take()
+            }
+            Usable::Stalled => None,
+            Usable::Down | Usable::Unknown => {
+                if self.was_up && self.gone.is_none() {
+                    self.gone = view.last_success(Protocol::Http);
+                }
+                None
+            }
+        }
+    }
+
+    /// As [`Signs::view`], from a look at the processes.
+    fn observed(&mut self, observed: &Observed) -> Option<Duration> {
+        let server = observed.server.as_ref()?;
+        let main = (server.main.pid, server.main.start);
+        let before = self.main.replace((main, observed.at));
+        before.filter(|(was, _)| *was != main).map(|(_, at)| at)
+    }
+}
+
+impl Runner {
+    /// A runner for an account.
+    pub fn new(memory: Memory, jobs: Jobs, parts: Parts) -> Self {
+        Runner {
+            memory,
+            jobs,
+            parts,
+            signs: Signs::default(),
+            noticed: None,
+            read: None,
+        }
+    }
+
+    /// Runs for ever. Returns only when the prober is gone, which is a fault of the process.
+    pub async fn run(mut self) {
+        let mut tasks = JoinSet::new();
+        let mut view = self.parts.watching.view.clone();
+        let mut inventory = self.parts.inventory.clone();
+        let mut observed = self.parts.observed.clone();
+        let mut changes = self.memory.0.changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            // The signs first: an index of the new process must not be taken for the old one's.
+            let now = view.borrow_and_update().clone();
+            let mut alive = self.signs.view(&now);
+            let seen = observed.borrow_and_update().clone();
+            if let Some(at) = self.signs.observed(&seen) {
+                alive = Some(alive.map_or(at, |other: Duration| other.min(at)));
+            }
+            if let Some(alive) = alive {
+                self.restarted(alive);
+            }
+            self.take_index(&inventory.borrow_and_update().clone());
+            self.load(&now, &seen, &mut tasks);
+            let all = self.memory.book().restoring();
+            self.memory.0.series.show(&all);
+            let due = self.memory.book().due();
+            let wait = due.map(|at| at.saturating_sub(self.memory.now()));
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() { return },
+                changed = inventory.changed() => if changed.is_err() { return },
+                changed = observed.changed() => if changed.is_err() { return },
+                _ = changes.changed() => {}
+                Some(job) = self.jobs.0.recv() => {
+                    tasks.spawn(job);
+                }
+                Some(ended) = tasks.join_next() => if let Err(error) = ended {
+                    // Costs one call; its caller is told by the channel that closes.
+                    tracing::error!(%error, "a call that was carried on has failed");
+                },
+                () = sleep(wait.unwrap_or_default().max(Duration::from_millis(50))), if wait.is_some() => {}
+            }
+        }
+    }
+
+    fn restarted(&mut self, alive: Duration) {
+        let (wanted, due) = self.memory.change(|book, now| {
+            book.restarted(alive, now);
+            let wanted = book.wanted();
+            if !self.memory.settings().restore {
+                // What is lost is not known any more: the agent loads it when a request comes.
+                *book = super::Book::default();
+            }
+            (wanted, book.due().is_some())
+        });
+        // The other sign of the same restart, as far as can be told: nothing is missed by looking
+        // again, and it is not counted twice.
+        let same = self.noticed.is_some_and(|noticed| alive < noticed);
+        self.noticed = Some(self.memory.now());
+        if same {
+            return;
+        }
+        self.memory.0.series.restarted();
+        match (self.memory.settings().restore, wanted) {
+            (true, 0) => tracing::info!(
+                "the server may have been restarted: no model was known to be in memory, so none is loaded again"
+            ),
+            (true, models) => tracing::info!(
+                models,
+                due,
+                "the server may have been restarted: looking after the models that were in memory"
+            ),
+            (false, models) => tracing::info!(
+                models,
+                "the server may have been restarted: lost models are not restored"
+            ),
+        }
+    }
+
+    fn take_index(&mut self, inventory: &Inventory) {
+        if inventory.asked_at == self.read {
+            return;
+        }
+        let first = self.read.is_none();
+        self.read = inventory.asked_at;
+        let Some(asked) = inventory.asked_at else {
+            return;
+        };
+        let models = inventory.models.iter();
+        let models = models.map(|m| (m.name.as_str(), m.state.as_str()));
+        let ours = crate::capability::probe_model::NAME;
+        let models: Vec<_> = models.filter(|(name, _)| *name != ours).collect();
+        let wanted = self.memory.change(|book, _| {
+            book.index(models.into_iter(), asked);
+            book.wanted()
+        });
+        if first {
+            tracing::info!(
+                models = wanted,
+                "models in the server's memory are remembered from now on; what a restart before this took is not known"
+            );
+        }
+    }
+
+    fn load(&self, view: &View, observed: &Observed, tasks: &mut JoinSet<()>) {
+        let memory = &self.memory;
+        if !memory.settings().restore || memory.0.drain.has_begun() {
+            return;
+        }
+        let Some(address) = address(view) else {
+            return;
+        };
+        let full = is_full(observed);
+        memory.0.room.send_replace(full.clone());
+        if full.is_some() {
+            return;
+        }
+        loop {
+            let Some(model) = memory.book().next(memory.now()) else {
+                return;
+            };
+            tasks.spawn(self.restore(model, address));
+        }
+    }
+
+    /// Looks at one model and loads it where it is not there.
+    fn restore(&self, model: String, address: SocketAddr) -> impl Future<Output = ()> + use<> {
+        let memory = self.memory.clone();
+        let poke = self.parts.poke.clone();
+        let server = Asking::new(self.parts.client.clone(), address);
+        async move {
+            match server.has(&model).await {
+                Has::Ready => return memory.change(|book, now| book.ended(&model, now)),
+                Has::Loading | Has::Unclear => {
+                    return memory.change(|book, now| book.not_yet(&model, now));
+                }
+                Has::Not => {}
+            }
+            let files = memory.files(&model).await;
+            if memory.0.drain.has_begun() || !memory.book().may_load(&model) {
+                return memory.change(|book, now| book.not_yet(&model, now));
+            }
+            let _busy = memory.busy();
+            let begun = memory.now();
+            tracing::info!(model, "loading a model that the server has lost");
+            let outcome = server.load(&model).await;
+            let error = outcome.as_ref().err().cloned();
+            let then = memory.change(|book, now| {
+                let took = now.saturating_sub(begun);
+                let loaded = outcome.map(|()| Loaded {
+                    at: now,
+                    took,
+                    files,
+                });
+                book.load_done(&model, loaded, now)
+            });
+            memory.0.series.done(then, error.is_none());
+            let took = memory.now().saturating_sub(begun);
+            match then {
+                Then::Restored => tracing::info!(model, ?took, "the model is back in memory"),
+                Then::Later => tracing::warn!(
+                    model,
+                    error,
+                    "the model was not restored; it is tried again"
+                ),
+                Then::GivenUp => tracing::warn!(
+                    model,
+                    error,
+                    "the model was not restored; it is left to the agent, which loads it at the next request for it"
+                ),
+                Then::Undo => {
+                    tracing::info!(
+                        model,
+                        "the model was unloaded by its owner while it was restored: unloading it"
+                    );
+                    if let Err(error) = server.unload(&model).await {
+                        tracing::warn!(
+                            model,
+                            error,
+                            "a model that nobody wants is still in memory"
+                        );
+                    }
+                }
+                Then::Dropped => {}
+            }
+            poke.now();
+        }
+    }
+}
+
+/// Why no more model may be loaded, where the server's memory is known to be used up.
+fn is_full(observed: &Observed) -> Option<String> {
+    let (used, limit) = (observed.live.rss?, observed.capacity.ceiling?);
+    (used / 16 >= limit / 16 * FULL / 16).then(|| {
+        format!("waiting: the server's processes use {used} bytes of the {limit} that they may")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::{FoundBy, Process, Role, Server};
+
+    fn observed(pid: u32, at: u64) -> Observed {
+        let main = Process {
+            pid,
+            ppid: 1,
+            start: u64::from(pid),
+            uid: None,
+            role: Role::Main,
+        };
+        Observed {
+            server: Some(Server {
+                main,
+                children: Vec::new(),
+                found_by: FoundBy::Cmdline,
+            }),
+            at: Duration::from_secs(at),
+            ..Observed::default()
+        }
+    }
+
+    #[test]
+    fn another_main_process_is_a_restart_and_a_look_that_finds_none_is_not() {
+        let mut signs = Signs::default();
+        assert_eq!(signs.observed(&observed(7, 1)), None);
+        assert_eq!(signs.observed(&observed(7, 6)), None);
+        assert_eq!(signs.observed(&Observed::default()), None);
+        assert_eq!(signs.observed(&observed(7, 12)), None);
+        let alive = signs.observed(&observed(8, 20));
+        assert_eq!(alive, Some(Duration::from_secs(12)));
+    }
+
+    #[test]
+    fn a_full_server_is_given_nothing_more() {
+        let mut seen = Observed::default();
+        assert_eq!(is_full(&seen), None);
+        seen.capacity.ceiling = Some(16_000);
+        seen.live.rss = Some(14_000);
+        assert_eq!(is_full(&seen), None);
+        seen.live.rss = Some(15_200);
+        assert!(is_full(&seen).is_some());
+    }
+}

@@ -1,0 +1,332 @@
+//! Evidence of its own that the server's worker works.
+//!
+//! MLServer's live and ready come from its main process: they stay good while every inference
+//! fails or hangs. Three kinds of evidence are kept: the worker processes in `/proc` where the
+//! process namespace is shared ([`record`]), a canary inference where one is configured, and what
+//! the answers to relayed HTTP inferences say. Known bad states are named; two are mended where
+//! that is switched on. Only evidence that every inference fails makes the pod not ready: workers
+//! that are missing or die at their start, or a canary that hangs or fails again and again.
+//! Where nothing can be seen, nothing is held against the worker.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::readiness::Condition;
+
+pub mod canary;
+pub mod record;
+pub mod runner;
+mod series;
+
+use canary::Canary;
+use record::Workers;
+
+/// The name of the condition.
+pub const CONDITION: &str = "worker";
+
+/// How long workers may be missing, or die at their start, before the pod is not ready: a server
+/// that starts a worker anew needs a few seconds.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a canary may be outstanding before the worker is said to hang. A load in the worker
+/// blocks it for as long as the load takes; that is no reason to say so earlier.
+pub const HUNG: Duration = Duration::from_secs(60);
+/// Canaries in a row that must fail before the pod is not ready.
+pub const FAILURES: u32 = 3;
+/// Failed answers to relayed inferences in a row before they are told as a finding, and the least
+/// time between the first and the last: a restart of the worker takes 2.5 s to 4.2 s.
+const PASSIVE_FAILURES: u32 = 3;
+const PASSIVE_TIME: Duration = Duration::from_secs(10);
+/// How long a model may be UNKNOWN with no load of it under way before that is named.
+pub const STUCK: Duration = Duration::from_secs(30);
+/// How long before it is mended.
+pub const STUCK_MEND: Duration = Duration::from_secs(60);
+
+/// A model in a bad state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bad {
+    /// Its name.
+    pub model: String,
+    /// Since when.
+    pub since: Duration,
+}
+
+/// Answers to relayed inferences that say that the worker cannot work, with none between that
+/// says that it can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Passive {
+    /// How many.
+    pub failures: u32,
+    /// When the first came.
+    pub first: Duration,
+    /// When the last came.
+    pub last: Duration,
+}
+
+/// Everything that is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkerSeen {
+    /// The worker processes.
+    pub workers: Workers,
+    /// Workers that were seen to end while their main process lived.
+    pub exits: u64,
+    /// Of those, within the last minute.
+    pub recent_exits: usize,
+    /// Process ids of workers that a killed main process has left behind.
+    pub orphans: Vec<u32>,
+    /// The canary; `None` where none is configured.
+    pub canary: Option<Canary>,
+    /// What relayed inferences say.
+    pub passive: Passive,
+    /// Models that are UNKNOWN although no load of them is known to be under way.
+    pub stuck: Vec<Bad>,
+    /// Models that are READY and that the worker does not have; only a canary tells.
+    pub lost: Vec<Bad>,
+    /// States that were mended, by name.
+    pub mended: BTreeMap<&'static str, u64>,
+}
+
+impl WorkerSeen {
+    /// Why every inference fails, where the evidence for that is beyond doubt.
+    pub fn broken(&self, now: Duration) -> Option<String> {
+        let for_long = |since: Duration| now.saturating_sub(since) >= PATIENCE;
+        let ago = |since: Duration| now.saturating_sub(since).as_secs();
+        match self.workers {
+            Workers::Missing { since } if for_long(since) => {
+                return Some(format!(
+                    "the server has had no worker process for {} s: every inference fails, while its own health calls stay good",
+                    ago(since)
+                ));
+            }
+            Workers::Looping { since } if for_long(since) => {
+                return Some(format!(
+                    "the server's workers have died at their start for {} s ({} times within a minute): every inference fails, while its own health calls stay good; the server's log says why",
+                    ago(since),
+                    self.recent_exits
+                ));
+            }
+            _ => {}
+        }
+        self.canary.as_ref().and_then(|canary| canary.broken(now))
+    }
+
+    /// What is worth telling, with the name of each state.
+    pub fn findings(&self, now: Duration) -> Vec<(&'static str, String)> {
+        let mut all = Vec::new();
+        match self.workers {
+            Workers::Looping { .. } => all.push((
+                "worker-crash-loop",
+                format!("the server's workers die at their start ({} exits within a minute): every inference fails while its health calls stay good; look at the server's log, an image with a uvloop of 0.22 or later is a known cause", self.recent_exits),
+            )),
+            Workers::Missing { since } => all.push((
+                "worker-missing",
+                format!("the server has had no worker process for {} s", now.saturating_sub(since).as_secs()),
+            )),
+            _ => {}
+        }
+        if !self.orphans.is_empty() {
+            all.push((
+                "worker-orphans",
+                format!("a killed server has left worker processes that still hold their memory: {:?}; they end with the pod, or with `kill`", self.orphans),
+            ));
+        }
+        for stuck in &self.stuck {
+            all.push((
+                "model-stuck",
+                format!("model {} has been UNKNOWN for {} s and no load of it is known to be under way: a gRPC load was cut off, and the server stays not ready until the model is unloaded or loaded (SHIM_MEND=stuck unloads it)", stuck.model, now.saturating_sub(stuck.since).as_secs()),
+            ));
+        }
+        for lost in &self.lost {
+            all.push((
+                "model-lost-by-worker",
+                format!("model {} is READY and its worker does not have it: unload and load it (SHIM_MEND=lost does that)", lost.model),
+            ));
+        }
+        let passive = &self.passive;
+        if passive.failures >= PASSIVE_FAILURES
+            && passive.last.saturating_sub(passive.first) >= PASSIVE_TIME
+        {
+            all.push((
+                "worker-fatal",
+                format!("{} inferences in a row were answered with an internal error of the server that is no model's ({} s by now): after a worker has died, one model that cannot be loaded again breaks all of them; put its files back and load it, or unload it, then restart the worker or the server", passive.failures, now.saturating_sub(passive.first).as_secs()),
+            ));
+        }
+        if let Some(text) = self.canary.as_ref().and_then(|c| c.finding(now)) {
+            all.push(("canary", text));
+        }
+        all
+    }
+}
+
+/// What is shared with the relays and the reporters. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Worker(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    clock: Clock,
+    seen: watch::Sender<WorkerSeen>,
+    shown: Mutex<Option<Condition>>,
+}
+
+impl Worker {
+    /// Nothing is known yet.
+    pub fn new(clock: Clock) -> Self {
+        Worker(Arc::new(Inner {
+            clock,
+            seen: watch::Sender::default(),
+            shown: Mutex::default(),
+        }))
+    }
+
+    /// What is known, and its changes.
+    pub fn seen(&self) -> watch::Receiver<WorkerSeen> {
+        self.0.seen.subscribe()
+    }
+
+    /// An inference was answered with a result.
+    pub fn worked(&self) {
+        self.0.seen.send_if_modified(|seen| {
+            let known = seen.passive != Passive::default();
+            seen.passive = Passive::default();
+            known
+        });
+    }
+
+    /// An inference was answered with an internal error that is no model's.
+    pub fn failed(&self) {
+        let now = self.0.clock.now();
+        self.0.seen.send_modify(|seen| {
+            let passive = &mut seen.passive;
+            if passive.failures == 0 {
+                passive.first = now;
+            }
+            passive.failures = passive.failures.saturating_add(1);
+            passive.last = now;
+        });
+    }
+
+    /// What is worth telling.
+    pub fn findings(&self) -> Vec<(&'static str, String)> {
+        let now = self.0.clock.now();
+        self.0.seen.borrow().findings(now)
+    }
+
+    /// The condition of this moment.
+    pub fn condition(&self) -> Condition {
+        let now = self.0.clock.now();
+        let broken = self.0.seen.borrow().broken(now);
+        let holds = broken.is_none();
+        let reason = broken.unwrap_or_else(|| {
+            let seen = self.0.seen.borrow();
+            match seen.workers {
+                Workers::Unseen => {
+                    "nothing is held against the worker; its processes cannot be seen".into()
+                }
+                Workers::There { count, ended: None } => {
+                    format!("{count} worker processes are there")
+                }
+                Workers::There {
+                    count,
+                    ended: Some(at),
+                } => format!(
+                    "{count} worker processes are there; one ended {} s ago",
+                    now.saturating_sub(at).as_secs()
+                ),
+                _ => "nothing is held against the worker for long enough".into(),
+            }
+        });
+        let mut shown = self.0.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = shown.as_ref().filter(|c| c.holds == holds);
+        let since = same.map_or(now, |c| c.since);
+        let condition = Condition {
+            name: CONDITION,
+            holds,
+            reason,
+            since,
+        };
+        *shown = Some(condition.clone());
+        condition
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn only_lasting_evidence_that_all_fails_is_held_against_the_pod() {
+        let of = |workers| WorkerSeen {
+            workers,
+            ..WorkerSeen::default()
+        };
+        for workers in [
+            Workers::Unseen,
+            Workers::NoneYet,
+            Workers::There {
+                count: 1,
+                ended: Some(s(99)),
+            },
+            Workers::Missing { since: s(71) },
+            Workers::Looping { since: s(71) },
+        ] {
+            assert_eq!(of(workers).broken(s(100)), None, "{workers:?}");
+        }
+        for workers in [
+            Workers::Missing { since: s(70) },
+            Workers::Looping { since: s(70) },
+        ] {
+            assert!(of(workers).broken(s(100)).is_some(), "{workers:?}");
+        }
+        let seen = WorkerSeen {
+            stuck: vec![Bad {
+                model: "a".into(),
+                since: s(1),
+            }],
+            lost: vec![Bad {
+                model: "b".into(),
+                since: s(1),
+            }],
+            orphans: vec![7],
+            passive: Passive {
+                failures: 9,
+                first: s(1),
+                last: s(50),
+            },
+            ..WorkerSeen::default()
+        };
+        assert_eq!(seen.broken(s(1000)), None, "one model is not all");
+        let rules: Vec<&str> = seen.findings(s(60)).iter().map(|f| f.0).collect();
+        assert_eq!(
+            rules,
+            [
+                "worker-orphans",
+                "model-stuck",
+                "model-lost-by-worker",
+                "worker-fatal"
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_answers_count_only_without_a_good_one_between_and_over_time() {
+        let worker = Worker::new(Clock::start());
+        let fatal = || worker.findings().iter().any(|f| f.0 == "worker-fatal");
+        for _ in 0..5 {
+            worker.failed();
+        }
+        assert!(!fatal(), "a worker that is started anew fails for a moment");
+        tokio::time::advance(PASSIVE_TIME).await;
+        worker.failed();
+        assert!(fatal());
+        worker.worked();
+        assert!(!fatal());
+    }
+}

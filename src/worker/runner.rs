@@ -1,0 +1,374 @@
+//! The loops that gather the evidence: looks at the processes, the canary, models that are stuck.
+//!
+//! Thin: what is seen is judged in [`super::record`], [`super::canary`] and [`super`]. Nothing
+//! that has been sent to the worker is ever given a limit or cancelled: a hung worker is told by
+//! the time that the canary is outstanding, and there is never a second one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Client;
+use reqwest::header::CONTENT_TYPE;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::canary::{Answer, Canary};
+use super::record::Record;
+use super::series::Series;
+use super::{Bad, STUCK, STUCK_MEND, Worker};
+use crate::config::models::{self, Mend};
+use crate::drain::in_flight::InFlight;
+use crate::endpoint::Protocol;
+use crate::metrics::Metrics;
+use crate::models::{Inventory, Poke};
+use crate::observer::Observed;
+use crate::prober::Watching;
+use crate::process;
+use crate::restore::Memory;
+use crate::restore::server::{Asking, Has, address, reason};
+
+/// Time between two looks at the processes: a worker that dies at its start lives for 1.3 s to
+/// 2.5 s.
+const LOOK: Duration = Duration::from_secs(1);
+/// Time between two looks at models that may be stuck.
+const MODELS_LOOK: Duration = Duration::from_secs(5);
+/// Time from one index to the next while the server says that it is not ready.
+const INDEX_GAP: Duration = Duration::from_secs(15);
+/// The largest canary request.
+const MAX_REQUEST: u64 = 1024 * 1024;
+
+/// What the runner works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where what is known is kept.
+    pub worker: Worker,
+    /// `/proc`, or a test's own.
+    pub proc: PathBuf,
+    /// The server's ports.
+    pub ports: Vec<u16>,
+    /// What the prober knows.
+    pub watching: Watching,
+    /// The inventory.
+    pub inventory: watch::Receiver<Arc<Inventory>>,
+    /// What the observer sees; the processes are looked at only where it sees some.
+    pub observed: watch::Receiver<Arc<Observed>>,
+    /// Loads and unloads that are known.
+    pub memory: Memory,
+    /// The client that asks.
+    pub client: Client,
+    /// For a fresh index.
+    pub poke: Poke,
+    /// Relayed inferences under way.
+    pub in_flight: InFlight,
+    /// The canary.
+    pub canary: Option<models::Canary>,
+    /// What is mended.
+    pub mend: Mend,
+}
+
+/// Gathers the evidence.
+#[derive(Debug)]
+pub struct Runner {
+    parts: Parts,
+    series: Series,
+}
+
+impl Runner {
+    /// A runner. Its series are there from the start.
+    pub fn new(parts: Parts, metrics: &Metrics) -> Self {
+        let series = Series::new(metrics);
+        if parts.canary.is_some() {
+            let seen = &parts.worker.0.seen;
+            seen.send_modify(|seen| seen.canary = Some(Canary::default()));
+        }
+        Runner { parts, series }
+    }
+
+    /// Runs for ever. Returns only when the observer is gone, which is a fault of the process.
+    pub async fn run(self) {
+        tokio::select! {
+            () = self.processes() => {}
+            () = self.canary() => {}
+            () = self.models() => {}
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.parts.worker.0.clock.now()
+    }
+
+    async fn processes(&self) {
+        let mut observed = self.parts.observed.clone();
+        let mut record = Record::default();
+        loop {
+            let visible = observed.borrow_and_update().server.is_some();
+            if visible || !record.orphans().is_empty() {
+                let (proc, ports) = (self.parts.proc.clone(), self.parts.ports.clone());
+                let now = self.now();
+                let look = tokio::task::spawn_blocking(move || {
+                    let server = process::find(&proc, &ports).ok();
+                    record.look(now, server.as_ref(), |p| process::is_running(&proc, p));
+                    record
+                });
+                let Ok(seen) = look.await else {
+                    return;
+                };
+                record = seen;
+            }
+            self.take(&record);
+            tokio::select! {
+                () = sleep(LOOK) => {}
+                changed = observed.changed(), if !visible => if changed.is_err() { return },
+            }
+        }
+    }
+
+    fn take(&self, record: &Record) {
+        let seen = &self.parts.worker.0.seen;
+        let before = seen.borrow().exits;
+        seen.send_if_modified(|seen| {
+            let old = seen.clone();
+            seen.workers = record.workers();
+            seen.exits = record.exits();
+            seen.recent_exits = record.recent();
+            seen.orphans = record.orphans();
+            *seen != old
+        });
+        let exits = record.exits();
+        if exits > before {
+            tracing::warn!(exits, "a worker process of the server has ended");
+        }
+        self.series.show(&seen.borrow(), self.now());
+    }
+
+    async fn canary(&self) {
+        let Some(canary) = &self.parts.canary else {
+            return std::future::pending().await;
+        };
+        loop {
+            sleep(canary.interval).await;
+            match self.may_ask(canary).await {
+                Ok((server, body)) => {
+                    let answer = self.ask(&server, &canary.model, body).await;
+                    if answer == Answer::Lost {
+                        self.lost(&server, &canary.model).await;
+                    } else {
+                        let seen = &self.parts.worker.0.seen;
+                        seen.send_modify(|seen| seen.lost.retain(|l| l.model != canary.model));
+                    }
+                }
+                Err(why) => {
+                    self.series.canary("skipped");
+                    self.with_canary(|canary, _| canary.skipped = Some(why));
+                }
+            }
+        }
+    }
+
+    fn with_canary(&self, change: impl FnOnce(&mut Canary, Duration)) {
+        let now = self.now();
+        self.parts.worker.0.seen.send_modify(|seen| {
+            change(seen.canary.get_or_insert_default(), now);
+        });
+    }
+
+    /// Whether it is a moment for a canary: never on a busy worker, and only to a loaded model.
+    async fn may_ask(&self, canary: &models::Canary) -> Result<(Asking, Vec<u8>), &'static str> {
+        let Some(address) = address(&self.parts.watching.view.borrow()) else {
+            return Err("the server does not answer");
+        };
+        let server = Asking::new(self.parts.client.clone(), address);
+        let path = canary.request.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let seen = std::fs::metadata(&path).ok()?;
+            let fits = seen.is_file() && seen.len() <= MAX_REQUEST;
+            fits.then(|| std::fs::read(&path).ok()).flatten()
+        });
+        let body = read.await.ok().flatten();
+        let body = body.ok_or("SHIM_CANARY_REQUEST cannot be read, or is larger than 1 MiB")?;
+        if self.parts.memory.calls(&canary.model) > 0 {
+            return Err("its model is being loaded or unloaded");
+        }
+        match server.has(&canary.model).await {
+            Has::Ready => {}
+            Has::Not => return Err("its model is not loaded"),
+            Has::Loading | Has::Unclear => return Err("its model is not ready"),
+        }
+        // Last, since the questions took time.
+        if self.parts.in_flight.now() > 0 {
+            return Err("inferences are under way");
+        }
+        Ok((server, body))
+    }
+
+    async fn ask(&self, server: &Asking, model: &str, body: Vec<u8>) -> Answer {
+        let Some(url) = server.url(&["models", model, "infer"]) else {
+            return Answer::Refused("the model's name does not make an address".into());
+        };
+        self.with_canary(Canary::sent);
+        let request = self.parts.client.post(url).body(body);
+        let request = request.header(CONTENT_TYPE, "application/json");
+        let answer = match request.send().await {
+            Err(_) => Answer::Broken,
+            Ok(answer) => {
+                let status = answer.status().as_u16();
+                let kind = answer.headers().get(CONTENT_TYPE);
+                let plain = kind.is_some_and(|k| k.as_bytes().starts_with(b"text/plain"));
+                let said = match status {
+                    200 => None,
+                    _ => reason(answer).await,
+                };
+                Answer::judge(status, plain, said)
+            }
+        };
+        self.series.canary(answer.as_str());
+        let kept = answer.clone();
+        self.with_canary(|canary, now| canary.ended(kept, now));
+        if answer == Answer::Worked {
+            self.parts.worker.worked();
+        }
+        answer
+    }
+
+    /// The worker does not have a model that the server calls READY.
+    async fn lost(&self, server: &Asking, model: &str) {
+        // Unloaded in between, it was not lost.
+        if server.has(model).await != Has::Ready || self.parts.memory.calls(model) > 0 {
+            return;
+        }
+        let now = self.now();
+        let seen = &self.parts.worker.0.seen;
+        let new = seen.send_if_modified(|seen| {
+            let new = seen.lost.iter().all(|l| l.model != model);
+            if new {
+                seen.lost.push(Bad {
+                    model: model.into(),
+                    since: now,
+                });
+            }
+            new
+        });
+        if new {
+            tracing::warn!(model, "the model is READY and the worker does not have it");
+        }
+        if !self.parts.mend.lost {
+            return;
+        }
+        let _busy = self.parts.memory.busy();
+        let mended = match server.unload(model).await {
+            Ok(()) => server.load(model).await,
+            error => error,
+        };
+        self.mended("lost", model, mended);
+    }
+
+    fn mended(&self, state: &'static str, model: &str, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => {
+                tracing::info!(model, state, "mended a model");
+                self.series.mended(state);
+                self.parts.worker.0.seen.send_modify(|seen| {
+                    *seen.mended.entry(state).or_default() += 1;
+                    seen.lost.retain(|l| state != "lost" || l.model != model);
+                    seen.stuck.retain(|s| state != "stuck" || s.model != model);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(model, state, error, "could not mend a model");
+                self.series.mended("failed");
+            }
+        }
+        self.parts.poke.now();
+    }
+
+    /// Models that are UNKNOWN without being loaded.
+    async fn models(&self) {
+        let mut inventory = self.parts.inventory.clone();
+        let mut unknown: BTreeMap<String, Duration> = BTreeMap::new();
+        let mut asked: Option<Duration> = None;
+        loop {
+            tokio::select! {
+                () = sleep(MODELS_LOOK) => {}
+                changed = inventory.changed() => if changed.is_err() { return },
+            }
+            let now = self.now();
+            let index = inventory.borrow_and_update().clone();
+            let (not_ready, up) = {
+                let view = self.parts.watching.view.borrow();
+                (
+                    view.server_ready(Protocol::Http) == Some(false),
+                    address(&view),
+                )
+            };
+            // A model that loads makes the server not ready: else there is nothing to look for.
+            if not_ready && asked.is_none_or(|at| now.saturating_sub(at) >= INDEX_GAP) {
+                asked = Some(now);
+                self.parts.poke.now();
+            }
+            let memory = &self.parts.memory;
+            let waits = |name: &str| {
+                let listed = index.models.iter().find(|m| m.name == name);
+                listed.is_some_and(|m| m.state == "UNKNOWN") && memory.calls(name) == 0
+            };
+            unknown.retain(|name, _| waits(name));
+            for model in &index.models {
+                let ours = model.name == crate::capability::probe_model::NAME;
+                if waits(&model.name) && !ours {
+                    let since = index.asked_at.unwrap_or(now);
+                    unknown.entry(model.name.clone()).or_insert(since);
+                }
+            }
+            let Some(address) = up else {
+                continue;
+            };
+            let server = Asking::new(self.parts.client.clone(), address);
+            let mut stuck = Vec::new();
+            for (model, since) in &unknown {
+                let old = now.saturating_sub(*since) >= STUCK;
+                if old && server.has(model).await == Has::Loading && memory.calls(model) == 0 {
+                    stuck.push(Bad {
+                        model: model.clone(),
+                        since: *since,
+                    });
+                }
+            }
+            self.stuck(&server, stuck).await;
+        }
+    }
+
+    async fn stuck(&self, server: &Asking, stuck: Vec<Bad>) {
+        let seen = &self.parts.worker.0.seen;
+        let known: Vec<String> = seen
+            .borrow()
+            .stuck
+            .iter()
+            .map(|s| s.model.clone())
+            .collect();
+        for new in stuck.iter().filter(|s| !known.contains(&s.model)) {
+            let model = &new.model;
+            tracing::warn!(
+                model,
+                "the model is UNKNOWN although no load of it is known to be under way: a load was cut off"
+            );
+        }
+        seen.send_if_modified(|seen| {
+            let changed = seen.stuck != stuck;
+            seen.stuck.clone_from(&stuck);
+            changed
+        });
+        if !self.parts.mend.stuck {
+            return;
+        }
+        let old = |s: &&Bad| self.now().saturating_sub(s.since) >= STUCK_MEND;
+        for bad in stuck.iter().filter(old) {
+            if self.parts.memory.calls(&bad.model) > 0 {
+                continue;
+            }
+            let _busy = self.parts.memory.busy();
+            let outcome = server.unload(&bad.model).await;
+            self.mended("stuck", &bad.model, outcome);
+        }
+    }
+}
