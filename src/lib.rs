@@ -14,6 +14,7 @@ pub mod correction;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod drain;
+pub mod dual_stack;
 pub mod endpoint;
 pub mod health;
 pub mod listeners;
