@@ -17,6 +17,7 @@ pub mod drain;
 pub mod dual_stack;
 pub mod endpoint;
 pub mod health;
+pub mod inject;
 pub mod listeners;
 pub mod metrics;
 pub mod models;
