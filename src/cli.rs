@@ -11,8 +11,10 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, Loaded};
 use crate::{app, telemetry};
 
+pub mod options;
 pub mod probe;
 pub mod status;
+pub mod webhook;
 
 /// Bad usage or configuration.
 pub const USAGE: u8 = 2;
@@ -37,6 +39,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Ask a running shim or an inference server one health question, for exec probes
     Probe(probe::ProbeArgs),
+    /// Put the shim into new pods, as a mutating admission webhook
+    Webhook(Box<webhook::WebhookArgs>),
     /// Show the effective settings and where each comes from
     Config(ConfigArgs),
     /// Show the shim at work against a stand-in server, without a cluster
@@ -75,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Run => run(),
         Command::Status(args) => block_on(status::main(args)),
         Command::Probe(args) => block_on(probe::main(args)),
+        Command::Webhook(args) => block_on(webhook::main(*args)),
         Command::Config(args) => show_config(&args),
         #[cfg(feature = "demo")]
         Command::Demo(args) => block_on(crate::demo::main(args)),

@@ -35,6 +35,7 @@ pub mod subscription;
 pub mod telemetry;
 pub mod tls;
 pub mod view;
+pub mod webhook;
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -28,3 +28,4 @@ mod regression;
 mod selection;
 mod standin;
 mod subscription;
+mod webhook;
