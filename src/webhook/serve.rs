@@ -205,6 +205,7 @@ fn reason(error: &io::Error) -> Handshake {
     match inner {
         Some(rustls::Error::AlertReceived(
             BadCertificate
+            | DecryptError
             | CertificateExpired
             | CertificateRevoked
             | CertificateUnknown

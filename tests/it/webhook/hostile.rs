@@ -281,7 +281,7 @@ fn places(value: &Value, at: String, all: &mut Vec<String>) {
 #[test]
 fn a_review_with_anything_in_any_place_gets_a_well_formed_answer() {
     let strategy = proptest::collection::vec((any::<prop::sample::Index>(), any_json()), 1..5);
-    fuzz(600, strategy, |changes| {
+    fuzz(300, strategy, |changes| {
         let mut review = review(&pod());
         for (index, value) in changes {
             let mut all = Vec::new();
@@ -305,7 +305,7 @@ fn a_pod_with_anything_in_its_annotations_gets_a_well_formed_answer() {
         "[a-z-]{0,12}",
     ];
     let strategy = proptest::collection::vec((name, any_json()), 0..4);
-    fuzz(300, strategy, |annotations| {
+    fuzz(200, strategy, |annotations| {
         let mut pod = pod();
         for (name, value) in annotations {
             pod["metadata"]["annotations"][format!("agent-shim.io/{name}")] = value;
@@ -317,12 +317,12 @@ fn a_pod_with_anything_in_its_annotations_gets_a_well_formed_answer() {
 #[test]
 fn bytes_of_any_kind_get_a_well_formed_answer() {
     let strategy = (any::<prop::sample::Index>(), any::<Vec<u8>>(), 0..200usize);
-    fuzz(300, strategy, |(at, bytes, cut)| {
+    fuzz(200, strategy, |(at, bytes, cut)| {
         let mut body = review(&pod()).to_string().into_bytes();
         let at = at.index(body.len());
         let end = (at + cut).min(body.len());
         body.splice(at..end, bytes);
         body
     });
-    fuzz(100, any::<Vec<u8>>(), |bytes| bytes);
+    fuzz(50, any::<Vec<u8>>(), |bytes| bytes);
 }
