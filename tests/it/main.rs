@@ -22,6 +22,7 @@ mod http_relay;
 mod life_cycle;
 mod metrics;
 mod observe;
+mod pod_run;
 mod probe_model;
 mod real_server;
 mod regression;

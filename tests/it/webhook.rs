@@ -5,4 +5,4 @@ mod certificates;
 mod hostile;
 mod overrides;
 mod process;
-mod support;
+pub mod support;
