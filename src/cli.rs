@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, Loaded};
 use crate::{app, telemetry};
 
+pub mod inject;
 pub mod options;
 pub mod probe;
 pub mod status;
@@ -39,6 +40,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Ask a running shim or an inference server one health question, for exec probes
     Probe(probe::ProbeArgs),
+    /// Put the shim into manifests, take it out, or say what is missing
+    Inject(Box<inject::InjectArgs>),
     /// Put the shim into new pods, as a mutating admission webhook
     Webhook(Box<webhook::WebhookArgs>),
     /// Show the effective settings and where each comes from
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Run => run(),
         Command::Status(args) => block_on(status::main(args)),
         Command::Probe(args) => block_on(probe::main(args)),
+        Command::Inject(args) => inject::main(&args),
         Command::Webhook(args) => block_on(webhook::main(*args)),
         Command::Config(args) => show_config(&args),
         #[cfg(feature = "demo")]

@@ -16,6 +16,7 @@ mod container;
 mod difference;
 mod edit;
 mod env;
+pub mod manifest;
 mod options;
 mod original;
 mod target;
@@ -30,6 +31,8 @@ use edit::Editor;
 use original::Original;
 use target::Target;
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;
 
@@ -202,6 +205,30 @@ pub fn check(object: &Value, options: &Options) -> Result<Report, Error> {
     let mut report = inject(&mut complete, options)?;
     report.missing = differences(object, &complete);
     Ok(report)
+}
+
+/// What the annotation says about the text of the manifest.
+fn text_hint(object: &Value, options: &Options) -> Result<Option<Value>, Error> {
+    let Begin::Work(_, target) = begin(object, options)? else {
+        return Ok(None);
+    };
+    let original = Original::take(&mut object.clone(), &target)?;
+    Ok(original.and_then(|o| o.text))
+}
+
+/// Writes it into the annotation. Whether the object has one.
+fn set_text_hint(object: &mut Value, options: &Options, hint: &Value) -> bool {
+    let Ok(Begin::Work(_, target)) = begin(object, options) else {
+        return false;
+    };
+    match Original::take(object, &target) {
+        Ok(Some(mut original)) => {
+            original.text = Some(hint.clone());
+            original.store(object, &target);
+            true
+        }
+        _ => false,
+    }
 }
 
 enum Begin {

@@ -10,22 +10,22 @@ use crate::inject::{Options, Resources, Style, Tls};
 pub struct OptionArgs {
     /// The shim's image [default: agent-shim:VERSION]
     #[arg(long, help_heading = "The container")]
-    pub image: Option<String>,
+    image: Option<String>,
     /// Always, IfNotPresent or Never
     #[arg(long, value_name = "POLICY", help_heading = "The container")]
-    pub image_pull_policy: Option<String>,
+    image_pull_policy: Option<String>,
     /// As a native sidecar, the default: needs Kubernetes 1.29
     #[arg(long, conflicts_with = "plain", help_heading = "The container")]
-    pub native: bool,
+    native: bool,
     /// As one container more
     #[arg(long, help_heading = "The container")]
-    pub plain: bool,
+    plain: bool,
     /// Its requests [default: cpu=10m,memory=32Mi]
     #[arg(long, value_name = "LIST", help_heading = "The container")]
-    pub requests: Option<String>,
+    requests: Option<String>,
     /// Its limits [default: cpu=500m,memory=64Mi]; "none" for none
     #[arg(long, value_name = "LIST", help_heading = "The container")]
-    pub limits: Option<String>,
+    limits: Option<String>,
     /// Seconds that its startup probe allows
     #[arg(
         long,
@@ -33,20 +33,20 @@ pub struct OptionArgs {
         default_value_t = 60,
         help_heading = "The container"
     )]
-    pub startup_seconds: u16,
+    startup_seconds: u16,
     /// Measure and report, change nothing (SHIM_MODE=observe)
     #[arg(long, help_heading = "The container")]
-    pub observe: bool,
+    observe: bool,
     /// A setting of the shim; can be given several times
     #[arg(
         long = "set",
         value_name = "SHIM_X=VALUE",
         help_heading = "The container"
     )]
-    pub set: Vec<String>,
+    set: Vec<String>,
     /// A preStop hook on /drain
     #[arg(long, help_heading = "The container")]
-    pub drain_hook: bool,
+    drain_hook: bool,
 
     /// Name of Seldon's agent container
     #[arg(
@@ -55,7 +55,7 @@ pub struct OptionArgs {
         default_value = "agent",
         help_heading = "The pod"
     )]
-    pub agent_container: String,
+    agent_container: String,
     /// Name of the inference server's container
     #[arg(
         long,
@@ -63,7 +63,7 @@ pub struct OptionArgs {
         default_value = "mlserver",
         help_heading = "The pod"
     )]
-    pub inference_container: String,
+    inference_container: String,
     /// Name of the shim's container
     #[arg(
         long,
@@ -71,13 +71,13 @@ pub struct OptionArgs {
         default_value = "agent-shim",
         help_heading = "The pod"
     )]
-    pub shim_container: String,
+    shim_container: String,
     /// Share the pod's processes, so that the shim sees what the server has installed
     #[arg(long, help_heading = "The pod")]
-    pub share_process_namespace: bool,
+    share_process_namespace: bool,
     /// A liveness probe for the agent, judged by the shim
     #[arg(long, help_heading = "The pod")]
-    pub agent_watchdog: bool,
+    agent_watchdog: bool,
     /// Namespace of Seldon's operator
     #[arg(
         long,
@@ -85,23 +85,23 @@ pub struct OptionArgs {
         default_value = "seldon-mesh",
         help_heading = "The pod"
     )]
-    pub operator_namespace: String,
+    operator_namespace: String,
 
     /// host:port of the scheduler's agent service [default: as the agent has it]
     #[arg(long, value_name = "HOST:PORT", help_heading = "The scheduler")]
-    pub scheduler: Option<String>,
+    scheduler: Option<String>,
     /// host:port of the scheduler's own API [default: port 9004 or 9044 there]
     #[arg(long, value_name = "HOST:PORT", help_heading = "The scheduler")]
-    pub scheduler_status: Option<String>,
+    scheduler_status: Option<String>,
     /// Leave the agent its own way to the scheduler
     #[arg(long, conflicts_with_all = ["scheduler", "scheduler_status"], help_heading = "The scheduler")]
-    pub no_scheduler: bool,
+    no_scheduler: bool,
     /// TLS to the scheduler: auto, as the agent has it, or off
     #[arg(long, value_parser = ["auto", "off"], default_value = "auto", help_heading = "The scheduler")]
-    pub tls: String,
+    tls: String,
     /// Secret with tls.crt, tls.key and ca.crt for the shim
     #[arg(long, value_name = "SECRET", help_heading = "The scheduler")]
-    pub tls_client_secret: Option<String>,
+    tls_client_secret: Option<String>,
     /// Secret with the ca.crt of the scheduler's certificate, where it is another
     #[arg(
         long,
@@ -109,7 +109,7 @@ pub struct OptionArgs {
         requires = "tls_client_secret",
         help_heading = "The scheduler"
     )]
-    pub tls_server_secret: Option<String>,
+    tls_server_secret: Option<String>,
 }
 
 impl OptionArgs {
