@@ -79,6 +79,8 @@ pub enum Skipped {
     Inherited(String),
     /// A `Server` of a runtime that is not MLServer.
     OtherRuntime(String),
+    /// A `Server` whose `ServerConfig` of this name has the shim.
+    Covered(String),
     /// There is nothing to remove.
     NotInjected,
 }
@@ -91,6 +93,7 @@ impl std::fmt::Display for Skipped {
                 write!(f, "it has the shim from the {kind} it was made from")
             }
             Skipped::OtherRuntime(name) => write!(f, "its ServerConfig {name} is not MLServer's"),
+            Skipped::Covered(name) => write!(f, "its ServerConfig {name} has the shim"),
             Skipped::NotInjected => f.write_str("it was not injected"),
         }
     }

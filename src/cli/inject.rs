@@ -8,45 +8,15 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
 use similar::TextDiff;
 
-use super::options::OptionArgs;
 use super::{USAGE, failed};
 use crate::inject::manifest::{self, Found, Outcome, Refused};
-use crate::inject::Options;
+use crate::inject::{self, Kind, Options};
 
-/// Arguments of `inject`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Goes into Pod, StatefulSet, Deployment, and Seldon's Server and ServerConfig; all other documents pass unchanged.\nWithout FILES, or with -, it reads stdin. Exit code 0: as asked; 1: failed, or with --check something is missing; 2: usage."
-)]
-pub struct InjectArgs {
-    /// Manifests, YAML or JSON, any number of documents each
-    files: Vec<PathBuf>,
+mod args;
 
-    /// Take the shim out again
-    #[arg(long, conflicts_with = "check")]
-    remove: bool,
-    /// Change nothing; say what is missing or differs, and exit with 1 if anything does
-    #[arg(long, conflicts_with_all = ["in_place", "output"])]
-    check: bool,
-    /// Print what would change as a unified diff instead of the result
-    #[arg(long, conflicts_with_all = ["in_place", "output"])]
-    diff: bool,
-    /// Write each file back
-    #[arg(short, long, conflicts_with = "output")]
-    in_place: bool,
-    /// Write the result to this file
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Say nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
-
-    #[command(flatten)]
-    what: OptionArgs,
-}
+pub use args::InjectArgs;
 
 /// One input.
 struct Input {
@@ -66,7 +36,7 @@ impl Input {
 
 /// Runs the command.
 pub fn main(args: &InjectArgs) -> ExitCode {
-    let options = match args.what.options() {
+    let mut options = match args.what.options() {
         Ok(options) => options,
         Err(why) => return usage(&why),
     };
@@ -76,6 +46,9 @@ pub fn main(args: &InjectArgs) -> ExitCode {
     };
     if args.in_place && inputs.iter().any(|i| i.path.is_none()) {
         return usage("--in-place: expected files, not stdin");
+    }
+    if !args.remove {
+        options.injected_configs = configs(&inputs, &options);
     }
     let work = |text: &str| -> Result<Outcome, Refused> {
         if args.remove {
@@ -125,6 +98,18 @@ pub fn main(args: &InjectArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => failed(&why),
     }
+}
+
+/// The `ServerConfig`s among the inputs that the shim goes into. What cannot be read is reported
+/// when it is worked on.
+fn configs(inputs: &[Input], options: &Options) -> Vec<String> {
+    let texts = inputs.iter().filter_map(|i| manifest::values(&i.text).ok());
+    texts
+        .flatten()
+        .filter(|object| Kind::of(object) == Some(Kind::ServerConfig))
+        .filter(|object| inject::inject(&mut object.clone(), options).is_ok_and(|r| r.applies()))
+        .filter_map(|object| Some(object.pointer("/metadata/name")?.as_str()?.to_string()))
+        .collect()
 }
 
 fn usage(why: &str) -> ExitCode {

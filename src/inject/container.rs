@@ -8,6 +8,9 @@ use super::env::{self, variable};
 use super::target::Target;
 use super::{Error, Options, Style, mode_setting};
 
+/// The user id that images without a root account mean by "nobody".
+const UNPRIVILEGED: u64 = 65532;
+
 /// Puts the container and its volumes into the pod.
 pub(super) fn place(
     editor: &mut Editor<'_>,
@@ -118,7 +121,12 @@ fn environment(object: &Value, target: &Target, options: &Options, plan: &Plan) 
         list.push(memory("SHIM_MEMORY_LIMIT", "limits.memory"));
     }
     list.extend(mode_setting(options.mode).map(|(name, value)| variable(name, value)));
-    list.extend(plan.shim.iter().cloned());
+    for entry in &plan.shim {
+        // What was carried over from the agent may be what the shim has anyway.
+        if !list.iter().any(|e| env::name(e) == env::name(entry)) {
+            list.push(entry.clone());
+        }
+    }
     for (name, value) in &options.settings {
         let entry = variable(name, value);
         match list.iter_mut().find(|e| env::name(e) == name) {
@@ -164,14 +172,20 @@ fn security(object: &Value, target: &Target, options: &Options) -> Value {
         "runAsNonRoot": true,
         "seccompProfile": { "type": "RuntimeDefault" },
     });
-    if options.share_process_namespace {
-        let user = target
-            .container(object, &options.inference)
-            .and_then(|c| c.pointer("/securityContext/runAsUser"))
-            .filter(|user| user.as_u64().is_some_and(|id| id > 0));
-        if let Some(user) = user {
-            context["runAsUser"] = user.clone();
-        }
+    let of_server = target
+        .container(object, &options.inference)
+        .and_then(|c| c.pointer("/securityContext/runAsUser"))
+        .and_then(Value::as_u64)
+        .filter(|user| options.share_process_namespace && *user > 0);
+    let of_pod = target
+        .field(object, "securityContext")
+        .and_then(|c| c.get("runAsUser"))
+        .and_then(Value::as_u64);
+    if let Some(user) = of_server {
+        context["runAsUser"] = json!(user);
+    } else if of_pod == Some(0) {
+        // The pod's root would beat the image's user, and the container would not start.
+        context["runAsUser"] = json!(UNPRIVILEGED);
     }
     context
 }

@@ -80,12 +80,15 @@ pub fn check(text: &str, options: &Options) -> Result<Outcome, Refused> {
     })
 }
 
-/// The documents of a text as values, without what is empty.
+/// The objects of a text as values: its documents, and the items of lists.
 pub fn values(text: &str) -> Result<Vec<Value>, Refused> {
     let values = std::cell::RefCell::new(Vec::new());
     each(text, |part| {
         let root = part.read()?.root;
-        values.borrow_mut().extend(root.map(|root| root.value));
+        let mut value = root.map(|root| root.value);
+        let objects = value.as_mut().map(objects_of).unwrap_or_default();
+        let mut values = values.borrow_mut();
+        values.extend(objects.into_iter().map(|object| object.clone()));
         Ok((String::new(), Vec::new()))
     })?;
     Ok(values.into_inner())

@@ -101,6 +101,9 @@ pub struct Options {
     pub startup_seconds: u16,
     /// Namespace of Seldon's operator: the only one in which it looks for a `ServerConfig`.
     pub operator_namespace: String,
+    /// Names of `ServerConfig`s that have the shim, or will have it: a `Server` of one of them
+    /// gets none of its own, because the operator would put both into the pod.
+    pub injected_configs: Vec<String>,
 }
 
 impl Default for Options {
@@ -124,6 +127,7 @@ impl Default for Options {
             drain_hook: false,
             startup_seconds: 60,
             operator_namespace: "seldon-mesh".into(),
+            injected_configs: Vec::new(),
         }
     }
 }

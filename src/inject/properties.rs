@@ -350,11 +350,43 @@ proptest! {
         prop_assert!(!report.warns("rewritten"), "{}\n{}", text, done.text);
         let again = manifest::inject(&done.text, &options).unwrap();
         prop_assert_eq!(&again.text, &done.text);
+        // A comment stays on its line, unless the line is one that changes.
+        let changes = ["value", "env", "initContainers", "annotations", "fieldPath", "{", "["];
+        for line in text.lines().filter(|l| l.contains("# c")) {
+            let may = changes.iter().any(|c| line.contains(c));
+            prop_assert!(may || done.text.lines().any(|l| l == line), "{}\n{}", line, done.text);
+        }
         // Only what stands behind a value that is replaced by another shape may go.
         let lost = writer.comments.iter().filter(|c| !done.text.contains(c.as_str())).count();
         prop_assert!(lost <= 5, "{}\n{}", text, done.text);
         let back = manifest::remove(&done.text, &options).unwrap();
         prop_assert_eq!(back.text, text);
+    }
+
+    #[test]
+    fn what_others_add_later_stays_in_its_place(object in object(), options in options()) {
+        let edit = |object: &mut Value| {
+            let target = target::Target::of(object, &options).unwrap().unwrap();
+            let mut editor = Editor::new(object);
+            editor.set(&edit::path(&target.annotations, ["z"]), json!("z")).unwrap();
+            editor.set(&edit::path(&target.spec, ["z"]), json!("z")).unwrap();
+            editor.set(&edit::path(&target.spec, ["zz"]), json!("z")).unwrap();
+            editor.append(&target.list("containers"), json!({ "name": "z" })).unwrap();
+            let env = edit::path(&target.list("containers"), ["=agent", "env"]);
+            editor.append(&env, json!({ "name": "z" })).unwrap();
+        };
+        let (mut done, mut expected) = (object.clone(), object);
+        inject(&mut done, &options).unwrap();
+        edit(&mut done);
+        edit(&mut expected);
+        remove(&mut done, &options).unwrap();
+        prop_assert_eq!(&done, &expected);
+        let keys = |v: &Value| {
+            let target = target::Target::of(v, &options).unwrap().unwrap();
+            let spec = edit::get(v, &target.spec).unwrap().as_object().unwrap().clone();
+            spec.keys().filter(|k| k.starts_with('z')).cloned().collect::<Vec<_>>()
+        };
+        prop_assert_eq!(keys(&done), keys(&expected));
     }
 
     #[test]

@@ -144,6 +144,9 @@ impl Target {
     pub(super) fn skip(&self, object: &Value, options: &Options) -> Option<Skipped> {
         if self.kind == Kind::Server {
             let config = object.get("spec")?.get("serverConfig")?.as_str()?;
+            if options.injected_configs.iter().any(|c| c == config) {
+                return Some(Skipped::Covered(config.into()));
+            }
             return config
                 .contains("triton")
                 .then(|| Skipped::OtherRuntime(config.into()));

@@ -39,6 +39,7 @@ struct Look<'a> {
 
 impl<'a> Look<'a> {
     fn all(mut self) -> Vec<Warning> {
+        self.twice();
         self.namespace();
         self.owner();
         self.flags();
@@ -71,6 +72,21 @@ impl<'a> Look<'a> {
 
     fn meta(&self, pointer: &str) -> Option<&'a Value> {
         self.object.get("metadata")?.pointer(pointer)
+    }
+
+    /// Only a `Server` that was injected before gets here with its `ServerConfig` injected too.
+    fn twice(&mut self) {
+        let config = self.object.pointer("/spec/serverConfig");
+        if let Some(config) = config.and_then(Value::as_str)
+            && self.target.kind == Kind::Server
+            && self.options.injected_configs.iter().any(|c| c == config)
+        {
+            self.warn(
+                "injected-twice",
+                format!("the Server and its ServerConfig {config} both have the shim: the operator puts both into the pod, which Kubernetes then refuses"),
+                "take it out of one of them with --remove",
+            );
+        }
     }
 
     fn namespace(&mut self) {

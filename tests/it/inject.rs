@@ -330,3 +330,29 @@ fn a_merged_pod_can_be_injected_itself_and_all_of_it_is_removed() {
     inject::remove(&mut done, &Options::default()).unwrap();
     assert_eq!(done.to_string(), pod.to_string());
 }
+
+#[test]
+fn a_server_gets_no_shim_of_its_own_beside_its_server_config() {
+    let both = format!("{}---\n{}", text("serverconfig.yaml"), text("server.yaml"));
+    let done = run(&[], &both);
+    assert_eq!(done.code, 0);
+    assert!(
+        done.err.contains(
+            "Server/financial-ml/mlserver is left alone: its ServerConfig mlserver has the shim"
+        ),
+        "{}",
+        done.err
+    );
+    assert!(done.out.ends_with(&text("server.yaml")));
+    // One after the other they would have both: that is said.
+    let server = run(&[], &text("server.yaml")).out;
+    let twice = run(
+        &["--check"],
+        &format!("{}---\n{server}", text("serverconfig.yaml")),
+    );
+    assert!(
+        twice.err.contains("warning[injected-twice]"),
+        "{}",
+        twice.err
+    );
+}
