@@ -163,7 +163,11 @@ async fn http_has_the_shapes_of_mlserver() {
         let answer = answer.unwrap();
         assert_eq!(answer.status().as_u16(), status, "{path}");
         assert_eq!(answer.headers()["server"], "uvicorn");
-        assert_eq!(text(answer).await, body, "{path}");
+        // The order of keys is nobody's concern.
+        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+        let said = text(answer).await;
+        assert_eq!(json(&said), json(body), "{path}: {said}");
+        assert_eq!(said.is_empty(), body.is_empty(), "{path}: {said}");
     }
     standin.set_ready(false);
     standin.set_live(false);
