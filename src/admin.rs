@@ -37,7 +37,8 @@ const MAX_CONNECTIONS: usize = 256;
 /// Limit for a request's headers, and so for an idle connection.
 const HEADER_LIMIT: Duration = Duration::from_secs(30);
 
-type Body = tonic::body::Body;
+/// The body of every answer.
+pub(crate) type Body = tonic::body::Body;
 
 /// What the admin port shows.
 #[derive(Debug, Clone)]
@@ -116,20 +117,11 @@ impl Admin {
             "/livez/agent" => self.probe(Probe::Agent, verbose),
             "/readyz" => self.probe(Probe::Ready, verbose),
             "/startupz" => self.probe(Probe::Startup, verbose),
-            "/metrics" => {
-                let document = if asks("merge") {
-                    let guarded = request.headers().contains_key(scrape::GUARD);
-                    self.scrape.document(guarded).await
-                } else {
-                    self.metrics.render()
-                };
-                let mut response = Response::new(body(document));
-                response.headers_mut().insert(
-                    CONTENT_TYPE,
-                    HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
-                );
-                response
+            "/metrics" if asks("merge") => {
+                let guarded = request.headers().contains_key(scrape::GUARD);
+                exposition(self.scrape.document(guarded).await)
             }
+            "/metrics" => exposition(self.metrics.render()),
             "/status" => {
                 let document = status::document(&self.shared);
                 let mut response = Response::new(body(
@@ -174,11 +166,23 @@ impl Admin {
     }
 }
 
-fn body(bytes: impl Into<Bytes>) -> Body {
+/// A whole body.
+pub(crate) fn body(bytes: impl Into<Bytes>) -> Body {
     Body::new(Full::new(bytes.into()).map_err(|never| match never {}))
 }
 
-fn text(status: StatusCode, said: impl Into<Bytes>) -> Response<Body> {
+/// The answer of `/metrics`.
+pub(crate) fn exposition(page: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(body(page));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+    );
+    response
+}
+
+/// An answer in words.
+pub(crate) fn text(status: StatusCode, said: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(body(said));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -228,6 +232,19 @@ async fn begun(stream: &TcpStream, limit: Duration) -> bool {
 /// Accepts on one listener for ever.
 pub async fn serve(listener: TcpListener, admin: Admin) {
     let admin = Arc::new(admin);
+    serve_with(listener, move |request, peer| {
+        let admin = admin.clone();
+        async move { admin.answer(request, peer).await }
+    })
+    .await;
+}
+
+/// As [`serve`], with answers from elsewhere.
+pub(crate) async fn serve_with<A, F>(listener: TcpListener, answer: A)
+where
+    A: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -243,15 +260,15 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
             Some(_) = connections.join_next() => continue,
         };
         prepare(&stream);
-        let admin = admin.clone();
+        let answer = answer.clone();
         connections.spawn(async move {
             let _place = place;
             if !begun(&stream, HEADER_LIMIT).await {
                 return;
             }
             let service = service_fn(move |request| {
-                let admin = admin.clone();
-                async move { Ok::<_, Infallible>(admin.answer(request, peer.ip()).await) }
+                let answering = answer(request, peer.ip());
+                async move { Ok::<_, Infallible>(answering.await) }
             });
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder

@@ -12,8 +12,10 @@ use crate::config::{self, Loaded};
 use crate::{app, telemetry};
 
 pub mod inject;
+pub mod options;
 pub mod probe;
 pub mod status;
+pub mod webhook;
 
 /// Bad usage or configuration.
 pub const USAGE: u8 = 2;
@@ -40,6 +42,8 @@ enum Command {
     Probe(probe::ProbeArgs),
     /// Put the shim into manifests, take it out, or say what is missing
     Inject(Box<inject::InjectArgs>),
+    /// Put the shim into new pods, as a mutating admission webhook
+    Webhook(Box<webhook::WebhookArgs>),
     /// Show the effective settings and where each comes from
     Config(ConfigArgs),
     /// Show the shim at work against a stand-in server, without a cluster
@@ -79,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => block_on(status::main(args)),
         Command::Probe(args) => block_on(probe::main(args)),
         Command::Inject(args) => inject::main(&args),
+        Command::Webhook(args) => block_on(webhook::main(*args)),
         Command::Config(args) => show_config(&args),
         #[cfg(feature = "demo")]
         Command::Demo(args) => block_on(crate::demo::main(args)),

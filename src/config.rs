@@ -154,6 +154,19 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFilter(String);
 
+impl std::str::FromStr for LogFilter {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match crate::telemetry::is_filter(text) {
+            true => Ok(LogFilter(text.into())),
+            false => Err(
+                "expected a level (off, error, warn, info, debug, trace), or a list of target=level",
+            ),
+        }
+    }
+}
+
 impl LogFilter {
     /// The directives as written.
     pub fn as_str(&self) -> &str {

@@ -15,6 +15,7 @@ pub mod correction;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod drain;
+pub mod dual_stack;
 pub mod endpoint;
 pub mod health;
 pub mod history;
@@ -40,6 +41,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod view;
 pub mod worker;
+pub mod webhook;
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

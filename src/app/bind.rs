@@ -1,13 +1,12 @@
 //! Takes the ports of the configuration, or says which could not be taken and why.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
-use socket2::{Domain, Protocol as Transport, Socket, Type};
 use tokio::net::TcpListener;
 
 use super::{Bound, Error};
 use crate::config::Config;
+use crate::dual_stack;
 
 /// Every listener, bound and not yet served.
 #[derive(Debug, Default)]
@@ -65,20 +64,7 @@ fn bind_all(
 ) -> Result<Vec<TcpListener>, Error> {
     let mut listeners = Vec::new();
     for ip in addresses {
-        let mut address = SocketAddr::new(*ip, port);
-        let mut result = listen(address);
-        // `::` stands for "every address"; without IPv6 that is 0.0.0.0.
-        let no_ipv6 = |error: &io::Error| {
-            matches!(
-                error.kind(),
-                io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
-            ) || error.raw_os_error() == Some(EAFNOSUPPORT)
-        };
-        if *ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && result.as_ref().is_err_and(no_ipv6) {
-            tracing::info!(purpose, "no IPv6 here: listening on 0.0.0.0");
-            address.set_ip(Ipv4Addr::UNSPECIFIED.into());
-            result = listen(address);
-        }
+        let (address, result) = dual_stack::listen(SocketAddr::new(*ip, port), purpose);
         let bind_error = |source| Error::Bind {
             address,
             purpose,
@@ -90,25 +76,4 @@ fn bind_all(
         listeners.push(listener);
     }
     Ok(listeners)
-}
-
-/// Linux's "address family not supported".
-const EAFNOSUPPORT: i32 = 97;
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Transport::TCP),
-    )?;
-    if address.is_ipv6() && address.ip().is_unspecified() {
-        // Both families on one socket, whatever the system's default is.
-        socket.set_only_v6(false)?;
-    }
-    // Only skips TIME_WAIT; two live listeners on one port still conflict, and must.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(1024)?;
-    TcpListener::from_std(socket.into())
 }

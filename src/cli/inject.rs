@@ -36,7 +36,7 @@ impl Input {
 
 /// Runs the command.
 pub fn main(args: &InjectArgs) -> ExitCode {
-    let mut options = match args.options() {
+    let mut options = match args.what.options() {
         Ok(options) => options,
         Err(why) => return usage(&why),
     };

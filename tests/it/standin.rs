@@ -163,11 +163,11 @@ async fn http_has_the_shapes_of_mlserver() {
         let answer = answer.unwrap();
         assert_eq!(answer.status().as_u16(), status, "{path}");
         assert_eq!(answer.headers()["server"], "uvicorn");
-        // As values: the order of keys is no part of the shape.
+        // The order of keys is nobody's concern.
         let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
-        let text = text(answer).await;
-        assert_eq!(json(&text), json(body), "{path}");
-        assert_eq!(text.is_empty(), body.is_empty(), "{path}");
+        let said = text(answer).await;
+        assert_eq!(json(&said), json(body), "{path}: {said}");
+        assert_eq!(said.is_empty(), body.is_empty(), "{path}: {said}");
     }
     standin.set_ready(false);
     standin.set_live(false);
