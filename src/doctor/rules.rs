@@ -3,10 +3,22 @@
 
 use super::rule::Rule;
 
+pub mod agent;
+pub mod capability;
+pub mod capacity;
+pub mod model;
+pub mod scheduler;
 pub mod server;
 
 /// Every file of rules. The order within a link is that of the table.
-const TABLE: &[&[Rule]] = &[server::RULES];
+const TABLE: &[&[Rule]] = &[
+    server::RULES,
+    agent::RULES,
+    scheduler::RULES,
+    capacity::RULES,
+    capability::RULES,
+    model::RULES,
+];
 
 /// Every rule.
 pub fn all() -> impl Iterator<Item = &'static Rule> {

@@ -112,6 +112,13 @@ impl Registry {
         Some(answer)
     }
 
+    /// The agent has asked for a drain; its next subscription is the end of it.
+    pub fn draining(&self) {
+        let now = self.clock.now();
+        self.status
+            .send_modify(|status| status.draining = Some(now));
+    }
+
     fn phase(&self, id: u64, phase: Phase) {
         if self.state().last_id != id {
             return;

@@ -30,6 +30,10 @@ pub struct SubscriptionStatus {
     pub over_commit: u32,
     /// Workers of the server, where they are known.
     pub workers: Option<u32>,
+    /// Whether models that name no server may come to it; null before the first subscription.
+    pub shared: Option<bool>,
+    /// For how long the agent has been draining, in seconds; null where it is not.
+    pub draining_s: Option<f64>,
     /// Events of the agent that the scheduler refused with "State mismatch".
     pub mismatches: u64,
     /// Models that were refused because they can never fit.
@@ -68,6 +72,8 @@ pub struct Around {
     pub process: Option<bool>,
     /// Why none is.
     pub process_reason: Option<String>,
+    /// How often the server was lost or started anew within the last ten minutes.
+    pub restarts: usize,
 }
 
 pub(super) fn subscription(shared: &Shared) -> Option<SubscriptionStatus> {
@@ -104,6 +110,10 @@ pub(super) fn subscription(shared: &Shared) -> Option<SubscriptionStatus> {
         server: status.server,
         replica: status.replica,
         over_commit: status.requested.as_ref().map_or(0, |r| r.over_commit),
+        shared: status.requested.as_ref().map(|r| r.shared),
+        draining_s: status
+            .draining
+            .map(|at| shared.clock.now().saturating_sub(at).as_secs_f64()),
         workers: status.reported.as_ref().and_then(|r| r.workers),
         mismatches: status.mismatches,
         refused: refused.collect(),
@@ -126,6 +136,7 @@ pub(super) fn around(shared: &Shared, view: &View) -> Around {
         elsewhere_grpc: elsewhere(Protocol::Grpc),
         process: (observed.looks > 0).then_some(observed.server.is_some()),
         process_reason: observed.no_server.clone(),
+        restarts: shared.history.restarts(shared.clock.now()),
     }
 }
 
