@@ -3,53 +3,103 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A command line prints.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
+use crate::config::scheduler::Target;
 use crate::doctor::engine::Outcome;
-use crate::doctor::{diagnose, gather, rules};
+use crate::doctor::{Diagnosis, diagnose, gather, rules, show};
 
 const FINDING: u8 = 1;
 const UNCHECKED: u8 = 3;
 
 /// Arguments of `agent-shim doctor`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 nothing is broken, 1 something is, 2 bad usage, 3 neither the shim nor the scheduler could be asked."
+)]
 pub struct DoctorArgs {
     /// The model that is not scheduled; without it, every model in trouble
     pub model: Option<String>,
-    /// Where the shim's admin port is; by default that of this pod
+    /// Where the shim's admin port is; by default that of this pod. Given again: other replicas of
+    /// the server, to compare with
     #[arg(long, value_name = "URL")]
-    pub admin: Option<String>,
+    pub admin: Vec<String>,
+    /// The scheduler's agent service, instead of SHIM_SCHEDULER
+    #[arg(long, value_name = "HOST:PORT")]
+    pub scheduler: Option<Target>,
+    /// The scheduler's own API, instead of SHIM_SCHEDULER_STATUS
+    #[arg(long, value_name = "HOST:PORT")]
+    pub scheduler_status: Option<Target>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "markdown")]
     pub json: bool,
+    /// Print Markdown, for a ticket
+    #[arg(long)]
+    pub markdown: bool,
+    /// Print no colours; they are printed on a terminal only, and not with NO_COLOR
+    #[arg(long)]
+    pub no_color: bool,
     /// Limit for everything together
     #[arg(long, default_value = "4s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub timeout: Duration,
+    /// Print the table of rules as Markdown, as it stands in docs/diagnosis.md
+    #[arg(long, exclusive = true)]
+    pub rules_markdown: bool,
 }
 
 /// Runs the command.
 pub fn run(args: DoctorArgs) -> ExitCode {
-    super::block_on(main(args))
+    if args.rules_markdown {
+        print!("{}", show::rules::markdown());
+        return ExitCode::SUCCESS;
+    }
+    let own = match super::load() {
+        Ok(own) => own,
+        Err(code) => return code,
+    };
+    super::block_on(main(args, own))
 }
 
-async fn main(args: DoctorArgs) -> ExitCode {
-    let evidence = gather::evidence(&gather::Settings {
-        admin: args.admin,
-        model: args.model,
+async fn main(args: DoctorArgs, own: crate::config::Loaded) -> ExitCode {
+    let settings = gather::Settings {
+        admin: args.admin.clone(),
+        model: args.model.clone(),
+        scheduler: args.scheduler.clone(),
+        scheduler_status: args.scheduler_status.clone(),
+        own,
         timeout: args.timeout,
-    })
-    .await;
+        proc: crate::procfs::PROC.into(),
+        agent_ports: gather::AGENT_PORTS,
+    };
+    let evidence = gather::evidence(&settings).await;
     let diagnosis = diagnose(&evidence, rules::all());
-    match serde_json::to_string_pretty(&diagnosis) {
-        Ok(text) => println!("{text}"),
-        Err(error) => eprintln!("agent-shim: {error}"),
-    }
+    print!("{}", shown(&args, &diagnosis));
     match diagnosis.outcome {
         Outcome::Healthy => ExitCode::SUCCESS,
         Outcome::Finding => ExitCode::from(FINDING),
         Outcome::Unchecked => ExitCode::from(UNCHECKED),
     }
+}
+
+fn shown(args: &DoctorArgs, diagnosis: &Diagnosis) -> String {
+    if args.json {
+        return show::json(diagnosis);
+    }
+    if args.markdown {
+        return show::markdown::shown(diagnosis);
+    }
+    let out = std::io::stdout();
+    let colour = !args.no_color && out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    show::text::shown(diagnosis, width(), colour)
+}
+
+/// The width of the terminal where a shell has exported it, within reason; else 80.
+fn width() -> usize {
+    let columns = std::env::var("COLUMNS").ok();
+    let columns = columns.and_then(|c| c.parse::<usize>().ok());
+    columns.unwrap_or(80).clamp(40, 120)
 }

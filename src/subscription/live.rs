@@ -181,6 +181,15 @@ impl Live {
         self.phase(Phase::Open);
     }
 
+    /// What the scheduler answered, where it refused; `None` where it took the subscription.
+    pub fn refused(&self, answer: Option<String>) {
+        self.registry.status.send_if_modified(|status| {
+            let changed = status.refusal != answer;
+            status.refusal = answer;
+            changed
+        });
+    }
+
     /// An attempt failed after all; the subscription goes on with the next one.
     pub fn not_open(&mut self) {
         self.opened = None;

@@ -92,6 +92,8 @@ pub struct Status {
     pub events: u64,
     /// Answers of "State mismatch".
     pub mismatches: u64,
+    /// What the scheduler answered to the latest subscription, where it refused it.
+    pub refusal: Option<String>,
     /// When the agent asked for a drain, where it has not subscribed since.
     pub draining: Option<Duration>,
 }

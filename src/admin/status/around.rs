@@ -18,6 +18,8 @@ pub struct SubscriptionStatus {
     pub detail: Option<String>,
     /// Attempts in a row that failed.
     pub failures: u32,
+    /// What the scheduler answered to the latest subscription, where it refused it.
+    pub refusal: Option<String>,
     /// For how long the phase has lasted, in seconds.
     pub for_s: f64,
     /// The scheduler in use.
@@ -101,6 +103,7 @@ pub(super) fn subscription(shared: &Shared) -> Option<SubscriptionStatus> {
         phase: phase.into(),
         detail,
         failures,
+        refusal: status.refusal,
         for_s: shared
             .clock
             .now()
@@ -114,7 +117,11 @@ pub(super) fn subscription(shared: &Shared) -> Option<SubscriptionStatus> {
         draining_s: status
             .draining
             .map(|at| shared.clock.now().saturating_sub(at).as_secs_f64()),
-        workers: status.reported.as_ref().and_then(|r| r.workers),
+        workers: status
+            .wanted
+            .as_ref()
+            .or(status.reported.as_ref())
+            .and_then(|r| r.workers),
         mismatches: status.mismatches,
         refused: refused.collect(),
         belief: belief.into(),

@@ -1,7 +1,7 @@
 //! The way to the scheduler, and what it makes of the replica.
 
 use crate::capacity::quantity::shown;
-use crate::doctor::evidence::{Evidence, PortFact, PortOutcome};
+use crate::doctor::evidence::{Evidence, PortFact, PortOutcome, PortUse};
 use crate::doctor::rule::{Found, Kind, Link, Need, Rule, Verdict};
 
 /// How long the scheduler may take to list a replica that has subscribed.
@@ -83,6 +83,7 @@ pub const RULES: &[Rule] = &[
             "Unimplemented",
         ],
         fix: "SHIM_SCHEDULER is the agent service: port 9005, or 9055 with TLS; 9004 and 9044 are for SHIM_SCHEDULER_STATUS, 9002 is Envoy's",
+        rules_out: &["agent-not-subscribed", "not-registered"],
         ..port("AS044", "scheduler-wrong-port", Link::Network, |e| {
             claim(e, PortOutcome::WrongProtocol)
         })
@@ -157,6 +158,21 @@ pub const RULES: &[Rule] = &[
         })
     },
     Rule {
+        id: "AS054",
+        name: "subscription-refused",
+        link: Link::Subscribed,
+        kind: Kind::Cause,
+        title: "the scheduler refuses the subscription",
+        symptoms: &[
+            "the scheduler refuses the subscription",
+            "Received server error",
+        ],
+        needs: &[Need::Subscription],
+        rules_out: &["agent-not-subscribed", "not-registered"],
+        fix: "look at the scheduler's log at the time of the refusal",
+        check: refused,
+    },
+    Rule {
         id: "AS055",
         name: "two-agents",
         link: Link::Registered,
@@ -227,6 +243,21 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
+fn unnamed(target: &str) -> PortFact {
+    let (host, port) = target.rsplit_once(':').unwrap_or((target, "0"));
+    PortFact {
+        purpose: PortUse::AgentService,
+        host: host.into(),
+        port: port.parse().unwrap_or(0),
+        tls: false,
+        configured: true,
+        outcome: PortOutcome::WrongProtocol,
+        detail: String::new(),
+        address: None,
+        ms: 0,
+    }
+}
+
 fn words(p: &PortFact, outcome: PortOutcome) -> (String, String) {
     let at = format!("{}:{}", p.host, p.port);
     let policy = "NetworkPolicy, spec.egress: [{to: [{namespaceSelector: {}}], ports: [{port: 9002}, {port: 9004}, {port: 9005}, {port: 9044}, {port: 9055}, {port: 53, protocol: UDP}, {port: 53}]}]";
@@ -284,6 +315,12 @@ fn words(p: &PortFact, outcome: PortOutcome) -> (String, String) {
 }
 
 fn claim(e: &Evidence, mine: PortOutcome) -> Verdict {
+    let answered = refusal(e).filter(|why| why.starts_with("Unimplemented"));
+    if let (Some(why), PortOutcome::WrongProtocol) = (answered, mine) {
+        let at = e.subscription().and_then(|s| s.scheduler.clone());
+        let (text, fix) = words(&unnamed(at.as_deref().unwrap_or("it")), mine);
+        return Found::broken(text, fix).seen(why).into();
+    }
     let Some(p) = e.agent_service() else {
         return match mine {
             PortOutcome::Unresolved => {
@@ -318,6 +355,31 @@ fn claim(e: &Evidence, mine: PortOutcome) -> Verdict {
         ));
     }
     found.into()
+}
+
+/// A subscription that has stood for this long was not refused.
+fn refusal(e: &Evidence) -> Option<&str> {
+    let s = e.subscription()?;
+    let stands = s.phase == "open" && s.for_s >= PATIENCE_S;
+    s.refusal.as_deref().filter(|_| !stands)
+}
+
+fn refused(e: &Evidence) -> Verdict {
+    let at = e.subscription().and_then(|s| s.scheduler.clone());
+    let at = at.unwrap_or_else(|| "the scheduler".into());
+    match refusal(e) {
+        // That is another service's port, and another rule's.
+        Some(why) if why.starts_with("Unimplemented") => Verdict::CLEAR,
+        Some(why) => Found::broken(
+            format!("{at} refuses the subscription of {}: {why}", e.who()),
+            "kubectl logs seldon-scheduler-0 -c scheduler | grep -i subscribe",
+        )
+        .into(),
+        None if e.is_subscribed() => {
+            Verdict::Clear(format!("the agent's subscription stands at {at}"))
+        }
+        None => Verdict::CLEAR,
+    }
 }
 
 fn two_agents(e: &Evidence) -> Verdict {
