@@ -13,6 +13,7 @@ pub mod config;
 pub mod correction;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod doctor;
 pub mod drain;
 pub mod endpoint;
 pub mod health;

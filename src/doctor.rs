@@ -1,0 +1,3 @@
+//! Evidence, rules, and a diagnosis.
+
+pub mod gather;
