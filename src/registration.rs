@@ -17,6 +17,7 @@ use crate::subscription::status::Status;
 use crate::tls;
 
 pub mod ask;
+pub mod facts;
 pub mod judge;
 pub mod metrics;
 

@@ -7,7 +7,10 @@ use crate::endpoint::Protocol;
 use crate::models::{Model, ServerMetadata};
 use crate::state::Shared;
 
+pub mod around;
 mod reporting;
+
+pub use around::{Around, SubscriptionStatus};
 
 /// The whole document.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -28,6 +31,12 @@ pub struct Document {
     pub capacity: Capacity,
     /// Capability names.
     pub capabilities: Capabilities,
+    /// The agent's way to the scheduler; null where it is off.
+    #[serde(default)]
+    pub subscription: Option<SubscriptionStatus>,
+    /// The shim itself, and what it sees of the server's surroundings.
+    #[serde(default)]
+    pub around: Around,
     /// Named facts.
     pub conditions: Vec<ConditionStatus>,
     /// What is wrong, in words.
@@ -222,6 +231,8 @@ pub fn document(shared: &Shared) -> Document {
         findings: reporting::findings(shared, &conditions),
         capacity: reporting::capacity(shared),
         capabilities: reporting::capabilities(shared),
+        subscription: around::subscription(shared),
+        around: around::around(shared, &view),
         conditions: conditions
             .into_iter()
             .map(|c| ConditionStatus {

@@ -58,7 +58,8 @@ pub async fn main(args: StatusArgs) -> ExitCode {
     }
 }
 
-async fn fetch(admin: &str, limit: Duration) -> Result<String, String> {
+/// The `/status` of the shim at an admin URL, or why there is none.
+pub async fn fetch(admin: &str, limit: Duration) -> Result<String, String> {
     let url = format!("{}/status", admin.trim_end_matches('/'));
     let explain = |error: reqwest::Error| {
         format!(

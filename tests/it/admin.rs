@@ -179,6 +179,7 @@ async fn the_status_document_has_the_documented_shape() {
     assert_eq!(
         keys,
         [
+            "around",
             "build",
             "capabilities",
             "capacity",
@@ -188,7 +189,8 @@ async fn the_status_document_has_the_documented_shape() {
             "mode",
             "models",
             "selection",
-            "server"
+            "server",
+            "subscription"
         ]
     );
     assert_eq!(status["mode"], "correct");

@@ -21,6 +21,7 @@ pub use self::names::{Found, LookUp, NameFacts, System};
 pub use self::serves::Serves;
 pub use self::speaks::{Speaks, TlsVerdict};
 
+mod fact;
 mod names;
 mod serves;
 mod speaks;
@@ -369,22 +370,14 @@ impl Gatherer {
                     return;
                 };
                 let serves = serves::ask(stream, &ask.target, false).await;
-                facts().serves = serves.ok();
+                facts().serves = Some(serves);
             }
             (Speaks::Tls, Some(TlsVerdict::Trusted)) => {
                 let Ok(stream) = peer.secured().await else {
                     return;
                 };
-                match serves::ask(stream, &ask.target, true).await {
-                    Ok(serves) => facts().serves = Some(serves),
-                    // With TLS 1.3 a server judges the client's certificate after the client
-                    // believes that all is well.
-                    Err(error) => {
-                        if let Some(verdict) = peer.refusal(&error) {
-                            facts().tls = Some(verdict);
-                        }
-                    }
-                }
+                let serves = serves::ask(stream, &ask.target, true).await;
+                facts().serves = Some(serves);
             }
             _ => {}
         }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use agent_shim::config::scheduler::TlsFiles;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, date_time_ymd,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -31,14 +31,12 @@ impl Authority {
             std::env::temp_dir().join(format!("agent-shim-gather-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        // Two authorities of one name would be told apart by their keys only.
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         std::fs::write(folder.join("ca.crt"), issuer.pem()).unwrap();
         Authority { issuer, folder }
-    }
-
-    pub fn pem(&self) -> String {
-        self.issuer.pem()
     }
 
     pub fn server(&self, host: &str) -> Pair {

@@ -351,7 +351,11 @@ async fn an_ipv6_address_is_asked_like_any_other() {
 
 #[tokio::test]
 async fn a_limit_for_the_whole_keeps_what_is_known() {
-    let (silent, _tasks) = listener(|_stream| std::future::pending::<()>()).await;
+    let (silent, _tasks) = listener(|stream| async move {
+        std::future::pending::<()>().await;
+        drop(stream);
+    })
+    .await;
     let gatherer = Gatherer::new(None).within(Duration::from_millis(200));
     let facts = look(&gatherer, ask(Purpose::Agent, silent)).await;
     assert!(facts.cut_short);

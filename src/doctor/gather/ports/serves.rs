@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
+use super::speaks::shortened;
 use crate::config::scheduler::Target;
 
 /// Limit for all questions on one connection.
@@ -61,8 +62,8 @@ impl Serves {
     }
 }
 
-/// Asks on a fresh connection. The error is the connection's.
-pub(super) async fn ask<S>(stream: S, target: &Target, secured: bool) -> io::Result<Serves>
+/// Asks on a fresh connection.
+pub(super) async fn ask<S>(stream: S, target: &Target, secured: bool) -> Serves
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -71,11 +72,14 @@ where
         let questions = questions(sender, target, secured);
         tokio::select! {
             answer = questions => answer,
-            // Ends first only where the connection fails: its error says more than a call's.
             ended = connection => Err(ended.err().map_or_else(closed, into_io)),
         }
     };
-    timeout(LIMIT, exchange).await.unwrap_or(Ok(Serves::Untold))
+    match timeout(LIMIT, exchange).await {
+        Ok(Ok(serves)) => serves,
+        Ok(Err(error)) => Serves::NotGrpc(shortened(&error.to_string())),
+        Err(_) => Serves::Untold,
+    }
 }
 
 async fn questions(

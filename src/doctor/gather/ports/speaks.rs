@@ -25,8 +25,10 @@ use crate::tls;
 
 /// Limit for the first bytes of an answer.
 const ANSWER: Duration = Duration::from_millis(700);
+/// Limit for a handshake, with the time to refuse a certificate.
+const HANDSHAKE: Duration = Duration::from_millis(1100);
 /// How long a server may take to refuse the client's certificate after the handshake.
-const SECOND_THOUGHTS: Duration = Duration::from_millis(250);
+const SECOND_THOUGHTS: Duration = Duration::from_millis(400);
 /// The client's first bytes of HTTP/2, with an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// Longest piece of a foreign answer that is shown.
@@ -132,7 +134,7 @@ impl Peer {
 
     /// `None` where the peer does not speak TLS.
     async fn try_tls(&self) -> Option<TlsVerdict> {
-        match timeout(ANSWER, self.secured()).await {
+        match timeout(HANDSHAKE, self.secured()).await {
             Ok(Ok(_)) => Some(TlsVerdict::Trusted),
             Ok(Err(Insecure::Files(why))) => {
                 // It may still speak TLS; without usable files that can only be noticed.
@@ -140,7 +142,7 @@ impl Peer {
                     tls: None,
                     ..self.clone()
                 };
-                let spoken = timeout(ANSWER, bare.secured()).await;
+                let spoken = timeout(HANDSHAKE, bare.secured()).await;
                 match spoken {
                     Ok(Err(Insecure::Tls(error))) if speaks_tls(&error) => {
                         Some(TlsVerdict::Files(why))
@@ -153,7 +155,7 @@ impl Peer {
         }
     }
 
-    /// A secured connection. A refusal of our certificate, which comes late, may already wait in it.
+    /// A secured connection; a refusal of our certificate, which comes late, is waited for.
     pub(super) async fn secured(&self) -> Result<TlsStream<TcpStream>, Insecure> {
         let connector = match &self.tls {
             Some(client) => client
@@ -167,21 +169,17 @@ impl Peer {
                 .map_err(|_| Insecure::Files(format!("{name:?} is no DNS name")))?,
         };
         let stream = super::dial(self.address).await.map_err(Insecure::Io)?;
-        let secured = connector.connect(name, stream).await.map_err(sorted)?;
-        let (tcp, session) = secured.get_ref();
-        if session.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
-            // Either tickets or an alert follow. Writing before would race with the latter.
-            let _ = timeout(SECOND_THOUGHTS, tcp.readable()).await;
+        let mut secured = connector.connect(name, stream).await.map_err(sorted)?;
+        let (tcp, session) = secured.get_mut();
+        // With TLS 1.3 a server judges the client's certificate after the client believes that all
+        // is well: tickets follow, or an alert. Data that comes with them stays for the next read.
+        if session.protocol_version() == Some(ProtocolVersion::TLSv1_3)
+            && let Ok(Ok(())) = timeout(SECOND_THOUGHTS, tcp.readable()).await
+            && session.read_tls(&mut AtOnce(tcp)).is_ok()
+        {
+            session.process_new_packets().map_err(Insecure::Tls)?;
         }
         Ok(secured)
-    }
-
-    /// Whether an error after the handshake means that our certificate was refused.
-    pub(super) fn refusal(&self, error: &io::Error) -> Option<TlsVerdict> {
-        match error.get_ref()?.downcast_ref::<rustls::Error>()? {
-            rustls::Error::AlertReceived(alert) => Some(self.alert(*alert)),
-            _ => None,
-        }
     }
 
     fn judge(&self, error: &rustls::Error) -> TlsVerdict {
@@ -229,6 +227,15 @@ impl Peer {
     }
 }
 
+/// What has arrived on a socket, without waiting.
+struct AtOnce<'a>(&'a TcpStream);
+
+impl io::Read for AtOnce<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(into)
+    }
+}
+
 /// Why there is no secured connection.
 #[derive(Debug)]
 pub(super) enum Insecure {
@@ -271,7 +278,7 @@ fn first_line(bytes: &[u8]) -> String {
 }
 
 /// Without control characters, and not long: it comes from somebody else.
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     text.chars()
         .filter(|c| !c.is_control())
         .take(SHOWN)

@@ -74,3 +74,22 @@ fn every_way_to_be_turned_away_has_a_name() {
         assert!(matches!(connect, Connect::Unreachable(_)), "{number}");
     }
 }
+
+#[test]
+fn the_rules_get_one_outcome_and_one_sentence() {
+    use crate::doctor::evidence::{PortOutcome, PortUse};
+    let mut dropped = facts(Purpose::AgentTls);
+    dropped.target = "[fd00::1]:9055".into();
+    dropped.tried[0].connect = Connect::TimedOut;
+    let fact = dropped.fact(true);
+    assert_eq!(fact.purpose, PortUse::AgentService);
+    assert_eq!((fact.host.as_str(), fact.port), ("fd00::1", 9055));
+    assert!(fact.tls && fact.configured);
+    assert_eq!(fact.outcome, PortOutcome::TimedOut);
+    assert!(fact.detail.contains("dropped"), "{}", fact.detail);
+    let mut other = facts(Purpose::Agent);
+    other.serves = Some(Serves::Api);
+    let fact = other.fact(false);
+    assert_eq!(fact.outcome, PortOutcome::WrongProtocol);
+    assert_eq!(fact.detail, "the scheduler's API answers there");
+}
