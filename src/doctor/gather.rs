@@ -19,6 +19,8 @@ pub mod agent;
 pub mod environment;
 pub mod probes;
 
+pub mod ports;
+
 /// What to look at.
 #[derive(Debug)]
 pub struct Settings {

@@ -17,6 +17,7 @@ mod cli;
 mod complaint;
 mod demo;
 mod faults;
+mod gather;
 mod grpc_relay;
 mod http_relay;
 mod life_cycle;
