@@ -221,6 +221,13 @@ pub fn provided_by(distribution: &str) -> &'static [Form] {
     INDEX.distributions.get(&name).map_or(&[], Vec::as_slice)
 }
 
+/// Whether two names are halves of one capability: the runtime and the library that it serves.
+pub fn related(a: &str, b: &str) -> bool {
+    let of_b = lookup(b);
+    let mut halves = lookup(a).iter().flat_map(|form| form.aliases());
+    halves.any(|form| of_b.contains(&form))
+}
+
 /// The distributions that would bring what a name stands for, the usual one first; empty for a
 /// name that the table does not know.
 pub fn providers(name: &str) -> Vec<&'static str> {
@@ -420,6 +427,8 @@ mod tests {
             );
             assert_eq!(found.is_empty(), expected.is_empty(), "{name}");
         }
+        assert!(related("scikit_learn", "mlserver[sklearn]") && related("sklearn", "scikit-learn"));
+        assert!(!related("sklearn", "xgboost") && !related("gpu", "gpu"));
     }
 
     #[test]

@@ -93,13 +93,12 @@ fn shown(args: &DoctorArgs, diagnosis: &Diagnosis) -> String {
         return show::markdown::shown(diagnosis);
     }
     let out = std::io::stdout();
-    let colour = !args.no_color && out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colour = !args.no_color && out.is_terminal() && !crate::config::no_color();
     show::text::shown(diagnosis, width(), colour)
 }
 
-/// The width of the terminal where a shell has exported it, within reason; else 80.
+/// The width of the terminal, within reason; 80 where there is none.
 fn width() -> usize {
-    let columns = std::env::var("COLUMNS").ok();
-    let columns = columns.and_then(|c| c.parse::<usize>().ok());
+    let columns = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
     columns.unwrap_or(80).clamp(40, 120)
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::evidence::{Evidence, PeerFact, Vantage};
+use self::ports::{Ask, Purpose};
+use super::evidence::{Evidence, PeerFact, PortFact, Vantage};
 use super::rule::Need;
 use crate::admin::status::{Document, around};
 use crate::config::scheduler::Target;
@@ -17,9 +18,8 @@ use crate::tls;
 
 pub mod agent;
 pub mod environment;
-pub mod probes;
-
 pub mod ports;
+pub mod probes;
 
 /// What to look at.
 #[derive(Debug)]
@@ -116,7 +116,14 @@ pub async fn evidence(settings: &Settings) -> Evidence {
     let target = target.or_else(|| config.scheduler.status.clone());
     let asked = scheduler(target, config, rest);
     let peers = peers(settings.admin.get(1..).unwrap_or_default(), rest);
-    let (probed, agent, visible, asked, peers) = tokio::join!(probed, agent, visible, asked, peers);
+    let targets = match &settings.scheduler {
+        Some(target) => vec![target.clone()],
+        None if in_pod => config.scheduler.targets.clone(),
+        None => Vec::new(),
+    };
+    let connected = scheduler_ports(&targets, config, rest);
+    let (probed, agent, visible, asked, peers, connected) =
+        tokio::join!(probed, agent, visible, asked, peers, connected);
 
     match probed {
         Some(probes) => evidence.probes = probes,
@@ -136,6 +143,7 @@ pub async fn evidence(settings: &Settings) -> Evidence {
         Err(why) => evidence.lacks(Need::Scheduler, why),
     }
     evidence.peers = peers;
+    evidence.ports = connected;
     evidence
 }
 
@@ -143,6 +151,44 @@ async fn status(admin: &str, limit: Duration) -> Result<Document, String> {
     let text = crate::cli::status::fetch(admin, limit).await?;
     serde_json::from_str(&text)
         .map_err(|error| format!("{admin}/status is not that of an agent-shim: {error}"))
+}
+
+/// The configured ports of the scheduler, and the usual ones of its host to compare with.
+async fn scheduler_ports(targets: &[Target], config: &Config, limit: Duration) -> Vec<PortFact> {
+    let secured = config.scheduler.tls.is_some();
+    let service = if secured {
+        Purpose::AgentTls
+    } else {
+        Purpose::Agent
+    };
+    let api = if secured {
+        Purpose::ApiTls
+    } else {
+        Purpose::Api
+    };
+    let ask = |purpose, target: &Target| Ask {
+        purpose,
+        target: target.clone(),
+        secured,
+    };
+    let mut asks: Vec<Ask> = targets.iter().map(|t| ask(service, t)).collect();
+    let mut configured = asks.len();
+    if let Some(first) = targets.first() {
+        asks.extend(config.scheduler.status.iter().map(|t| ask(api, t)));
+        configured = asks.len();
+        for purpose in Purpose::ALL {
+            let usual = Ask::usual(purpose, &first.host);
+            if !asks[..configured].iter().any(|a| a.target == usual.target) {
+                asks.push(usual);
+            }
+        }
+    }
+    let metrics = Metrics::new();
+    let tls = config.scheduler.tls.clone();
+    let tls = tls.map(|files| tls::Client::new(files, &metrics));
+    let all = ports::Gatherer::new(tls).within(limit).gather(&asks).await;
+    let facts = all.iter().enumerate();
+    facts.map(|(i, f)| f.fact(i < configured)).collect()
 }
 
 async fn peers(admins: &[String], limit: Duration) -> Vec<PeerFact> {

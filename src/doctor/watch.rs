@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::IntGaugeVec;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::evidence::{Evidence, Vantage};
 use super::rule::Need;
@@ -16,7 +16,7 @@ use crate::admin::status::{self, Document};
 use crate::endpoint::Protocol;
 use crate::metrics::Metrics;
 use crate::registration::facts::SchedulerFacts;
-use crate::state::Shared;
+use crate::state::{Scheduler, Shared};
 use crate::view::Usable;
 
 /// Time between two judgements when nothing has changed: some rules turn with time alone.
@@ -136,39 +136,23 @@ impl Watch {
         loop {
             self.note();
             self.look();
-            // Nothing is judged twice within the gap, but every change of state is noted.
             let rested = Instant::now() + GAP;
             let due = Instant::now() + INTERVAL;
-            loop {
-                let told = async {
-                    match &mut scheduler {
-                        Some(s) => tokio::select! {
-                            Ok(()) = s.status.changed() => {}
-                            Ok(()) = s.registration.changed() => {}
-                            else => std::future::pending().await,
-                        },
-                        None => std::future::pending().await,
-                    }
-                };
+            let mut changed = false;
+            // Every change of state is noted; what comes within the gap is judged at its end.
+            while !changed || Instant::now() < rested {
+                let until = if changed { rested } else { due };
                 tokio::select! {
-                    changed = changes.changed() => {
-                        if changed.is_err() {
+                    told = changes.changed() => {
+                        if told.is_err() {
                             return;
                         }
                         self.note();
+                        changed = true;
                     }
-                    () = told => {}
-                    () = sleep_until(due) => break,
+                    () = told(&mut scheduler) => changed = true,
+                    () = sleep_until(until) => break,
                 }
-                if Instant::now() < rested {
-                    // What comes in the meantime is judged with it.
-                    let wait = rested - Instant::now();
-                    tokio::select! {
-                        () = sleep(wait) => {}
-                        _ = async { while changes.changed().await.is_ok() { self.note(); } } => return,
-                    }
-                }
-                break;
             }
         }
     }
@@ -213,6 +197,18 @@ impl Watch {
         }
         self.known = found;
     }
+}
+
+/// Completes when the subscription or the scheduler's belief has changed.
+async fn told(scheduler: &mut Option<Scheduler>) {
+    if let Some(s) = scheduler {
+        tokio::select! {
+            Ok(()) = s.status.changed() => return,
+            Ok(()) = s.registration.changed() => return,
+            else => {}
+        }
+    }
+    std::future::pending().await
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ impl Evidence {
         };
         if let Some(fact) = fresh()
             .find(|p| p.outcome == PortOutcome::Connected)
-            .or_else(|| fresh().last())
+            .or_else(|| fresh().next_back())
         {
             return Some(fact.clone());
         }
@@ -179,8 +179,9 @@ impl PortOutcome {
             return (outcome, named("TLS with "));
         }
         if has("cannot speak HTTP/2 to ") {
-            let outcome = if has("no answer within") {
-                PortOutcome::WrongProtocol
+            let outcome = if has("alert") {
+                // With TLS 1.3 the peer judges our certificate after our side is done.
+                PortOutcome::TlsRefused
             } else if has("reset") || has("broken pipe") {
                 PortOutcome::Reset
             } else {

@@ -38,7 +38,7 @@ pub async fn all(config: &Config, limit: Duration) -> Vec<ProbeFact> {
     let candidates = Protocol::ALL.into_iter().flat_map(|p| config.candidates(p));
     for (order, candidate) in candidates.enumerate() {
         let probe = probe.clone();
-        tasks.spawn(async move { (order, one(&*probe, candidate, step).await) });
+        tasks.spawn(async move { (order, one(&probe, candidate, step).await) });
     }
     let mut all = tasks.join_all().await;
     all.sort_by_key(|(order, _)| *order);

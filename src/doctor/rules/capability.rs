@@ -80,10 +80,19 @@ fn lacking(e: &Evidence) -> Vec<(&ModelFact, &str, Match)> {
     let mut all = Vec::new();
     for model in e.troubled().filter(|m| m.no_server()) {
         for requirement in &model.requirements {
-            match capability::check(requirement, reported) {
-                Match::Satisfied => {}
-                other => all.push((model, requirement.trim(), other)),
-            }
+            let how = match capability::check(requirement, reported) {
+                Match::Satisfied => continue,
+                Match::Spelling(name) => Match::Spelling(name),
+                // The other half of the same capability: the library of a runtime.
+                other => match reported
+                    .iter()
+                    .find(|name| table::related(requirement, name))
+                {
+                    Some(name) => Match::Spelling(name.clone()),
+                    None => other,
+                },
+            };
+            all.push((model, requirement.trim(), how));
         }
     }
     all
