@@ -1,4 +1,4 @@
 //! Evidence that the diagnosis gathers: from the scheduler's ports and from Kubernetes.
 
-mod certificates;
+pub mod certificates;
 mod ports;
