@@ -188,6 +188,9 @@ pub struct Finding {
     /// The line of YAML or the command that mends it.
     #[serde(default)]
     pub fix: String,
+    /// What was seen, one line each.
+    #[serde(default)]
+    pub evidence: Vec<String>,
 }
 
 /// The document of this moment.

@@ -121,7 +121,7 @@ pub fn diagnose<'a>(evidence: &Evidence, table: impl IntoIterator<Item = &'a Rul
         let unknown = match missing {
             Some(both) => both,
             None => match (rule.check)(evidence) {
-                Verdict::Unknown(why) => (rule.title.to_string(), why),
+                Verdict::Unknown(why) => (format!("whether {}", rule.title), why),
                 verdict => {
                     judged.push((rule, verdict));
                     continue;

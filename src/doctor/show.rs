@@ -6,7 +6,7 @@ pub mod markdown;
 pub mod rules;
 pub mod text;
 
-/// The stable JSON form, as docs/doctor.md describes it.
+/// The stable JSON form, as docs/diagnosis.md describes it.
 pub fn json(diagnosis: &Diagnosis) -> String {
     // Strings, lists and closed sets: this cannot fail.
     let text = serde_json::to_string_pretty(diagnosis).unwrap_or_default();

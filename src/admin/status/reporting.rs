@@ -87,5 +87,6 @@ pub(super) fn finding(found: &doctor::Finding) -> Finding {
         },
         text: found.text.clone(),
         fix: found.fix.clone(),
+        evidence: found.evidence.clone(),
     }
 }

@@ -152,7 +152,15 @@ impl PortOutcome {
     /// `host:port` that it names. The sentences are those of [`crate::subscription::upstream`];
     /// where several schedulers were tried the last one counts.
     pub fn from_words(why: &str) -> (PortOutcome, Option<String>) {
-        let last = why.rsplit("; ").next().unwrap_or(why);
+        let starts = [
+            "; cannot look up ",
+            "; cannot connect to ",
+            "; cannot speak ",
+            "; TLS with ",
+        ];
+        // A library's own words may hold a semicolon as well.
+        let begin = starts.iter().filter_map(|start| why.rfind(start)).max();
+        let last = begin.map_or(why, |at| &why[at + 2..]);
         let has = |part: &str| last.contains(part);
         let named = |before: &str| {
             let rest = &last[last.find(before)? + before.len()..];
@@ -233,6 +241,11 @@ mod tests {
             (
                 "TLS with s:9055: the scheduler's certificate is not signed by the CA in the CA file (UnknownIssuer)",
                 PortOutcome::TlsUntrusted,
+                "s:9055",
+            ),
+            (
+                "TLS with s:9055: the scheduler's certificate is for another name than the one in SHIM_SCHEDULER (a; b)",
+                PortOutcome::TlsWrongName,
                 "s:9055",
             ),
             (

@@ -80,28 +80,32 @@ async fn the_command_finds_and_exits_as_documented() {
 #[tokio::test]
 async fn a_verdict_comes_within_five_seconds_with_everything_unreachable() {
     let (dropped, _held) = dropping().await;
+    let (other, _held_too) = dropping().await;
+    let other = other.port().to_string();
+    let (admin_port, _held_as_well) = dropping().await;
+    let admin_port = admin_port.port().to_string();
     let at = dropped.to_string();
     let port = dropped.port().to_string();
     let admin = format!("http://{at}");
     // In the pod as far as can be told, and nothing answers: neither shim nor server nor scheduler.
     let settings: Vec<(String, String)> = [
-        ("SHIM_ADMIN_PORT", port.as_str()),
+        ("SHIM_ADMIN_PORT", admin_port.as_str()),
         ("SHIM_INFERENCE_HOSTS", "127.0.0.1"),
         ("SHIM_INFERENCE_HTTP_PORT", &port),
-        ("SHIM_INFERENCE_GRPC_PORT", &port),
+        ("SHIM_INFERENCE_GRPC_PORT", &other),
         ("SHIM_SCHEDULER", &at),
         ("SHIM_SCHEDULER_STATUS", &at),
     ]
     .map(|(n, v)| (n.to_string(), v.to_string()))
     .into();
     let started = Instant::now();
-    let (code, out, _) = command(&[], &settings).await;
+    let (code, out, err) = command(&[], &settings).await;
     assert!(
         started.elapsed() < Duration::from_secs(5),
         "{:?}",
         started.elapsed()
     );
-    assert_eq!(code, 1, "{out}");
+    assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("AS005"), "{out}");
 
     let started = Instant::now();
@@ -195,13 +199,15 @@ async fn the_documents_table_of_rules_is_the_programs() {
 
 #[tokio::test]
 async fn the_sidecar_shows_findings_as_gauges_and_in_its_status_and_they_go_again() {
-    let pod = Pod::start(agent(GI), &[]).await;
-    pod.healthy().await;
-    for rule in rules::all() {
+    let scheduler = agent_shim::demo::scheduler::FakeScheduler::start()
+        .await
+        .unwrap();
+    scheduler.load(model("iris", &["gpu-a100"], None));
+    let pod = Pod::at(scheduler, agent(GI), &[]).await;
+    for rule in rules::all().filter(|r| r.id != "AS071" && r.id != "AS089") {
         let series = format!("agent_shim_finding{{rule=\"{}\"}}", rule.id);
         assert_eq!(pod.shim.metric(&series).await, 0.0, "{series}");
     }
-    pod.scheduler.load(model("iris", &["gpu-a100"], None));
     let series = "agent_shim_finding{rule=\"AS071\"}";
     eventually("the gauge", async || {
         (pod.shim.metric(series).await == 1.0).then_some(())
@@ -230,8 +236,9 @@ async fn the_sidecar_shows_findings_as_gauges_and_in_its_status_and_they_go_agai
         table.contains("AS071") && table.contains("FINDING"),
         "{table}"
     );
-    // An unload ends it, though nobody subscribes anew.
+    // The agent's event about another model makes the shim read the scheduler's belief again.
     pod.scheduler.unload("iris");
+    pod.scheduler.load(model("other", &["sklearn"], None));
     eventually("the gauge to fall", async || {
         (pod.shim.metric(series).await == 0.0).then_some(())
     })

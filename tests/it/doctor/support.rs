@@ -205,7 +205,8 @@ impl Pod {
         eventually("a pod in which everything is well", async || {
             let evidence = visit.evidence().await;
             let d = diagnose(&evidence, rules::all());
-            let registered = evidence.our_replica().is_some();
+            let agrees = evidence.condition("capacity-agrees");
+            let registered = agrees.is_some_and(|c| c.status) && evidence.our_replica().is_some();
             (d.first.is_none() && d.warnings.is_empty() && registered).then_some(evidence)
         })
         .await
