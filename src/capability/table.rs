@@ -236,6 +236,10 @@ pub fn providers(name: &str) -> Vec<&'static str> {
         let row = &ROWS[form.row];
         let usual = match form.form {
             Kind::Runtime => Some(row.runtime),
+            // Where both have one name, the runtime is what can load a model.
+            Kind::Library if row.runtime_names.is_empty() && !row.runtime.is_empty() => {
+                Some(row.runtime)
+            }
             Kind::Library => row.libraries.first().copied(),
         };
         if let Some(distribution) = usual.filter(|d| !d.is_empty() && !all.contains(d)) {
@@ -417,7 +421,7 @@ mod tests {
             ("scikit_learn", &["scikit-learn"][..]),
             ("sklearn", &["mlserver-sklearn"]),
             ("pytorch", &["torch"]),
-            ("xgboost", &["xgboost", "mlserver-xgboost"]),
+            ("xgboost", &["mlserver-xgboost"]),
             ("gpu-a100", &[]),
         ] {
             let found = providers(name);
