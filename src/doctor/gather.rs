@@ -7,6 +7,7 @@ use super::evidence::{Evidence, Vantage};
 use super::rule::Need;
 use crate::admin::status::{Document, around};
 
+pub mod kube;
 pub mod ports;
 
 /// What to look at.
