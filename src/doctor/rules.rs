@@ -3,10 +3,18 @@
 
 use super::rule::Rule;
 
+pub mod kube;
 pub mod server;
 
 /// Every file of rules. The order within a link is that of the table.
-const TABLE: &[&[Rule]] = &[server::RULES];
+const TABLE: &[&[Rule]] = &[
+    kube::config::RULES,
+    kube::quota::RULES,
+    kube::pod::RULES,
+    kube::inject::RULES,
+    kube::network::RULES,
+    server::RULES,
+];
 
 /// Every rule.
 pub fn all() -> impl Iterator<Item = &'static Rule> {

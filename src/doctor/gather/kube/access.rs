@@ -69,7 +69,7 @@ impl fmt::Debug for Access {
 /// Finds a way: the file that is named, `$KUBECONFIG`, the service account, `~/.kube/config`.
 pub async fn access(places: &Places) -> Result<Access, String> {
     if let Some(file) = &places.file {
-        return from_files(&[file.clone()], places.context.as_deref()).await;
+        return from_files(std::slice::from_ref(file), places.context.as_deref()).await;
     }
     let listed = places.files.as_deref().unwrap_or_default();
     let listed: Vec<PathBuf> = listed
