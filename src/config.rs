@@ -232,6 +232,11 @@ pub fn load() -> Result<Loaded, Problems> {
     load_from(std::env::vars_os())
 }
 
+/// Whether the person at the terminal wants no colours, by the custom of <https://no-color.org>.
+pub fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
 /// Reads any list of names and values; tests pass their own.
 pub fn load_from<I, N, V>(variables: I) -> Result<Loaded, Problems>
 where

@@ -11,6 +11,8 @@ pub mod evidence;
 pub mod gather;
 pub mod rule;
 pub mod rules;
+pub mod show;
+pub mod watch;
 
 pub use engine::{Diagnosis, Finding, diagnose};
 pub use evidence::Evidence;

@@ -11,6 +11,7 @@ use crate::admin::Probe;
 use crate::capability;
 use crate::clock::Clock;
 use crate::config::Mode;
+use crate::doctor::watch::History;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::models::Inventory;
@@ -42,6 +43,8 @@ pub struct Shared {
     pub capabilities: capability::Policy,
     /// The interposer's side; `None` where it is off.
     pub scheduler: Option<Scheduler>,
+    /// What the server has been through.
+    pub history: History,
     kept: Arc<Mutex<Vec<Condition>>>,
     gauge: IntGaugeVec,
 }
@@ -99,6 +102,7 @@ impl Shared {
             observed: parts.observed,
             capabilities: parts.capabilities,
             scheduler: parts.scheduler,
+            history: History::default(),
             kept: Arc::default(),
             gauge,
         }

@@ -239,6 +239,7 @@ impl Interposer {
             SUBSCRIBE => self.subscribe(request).await,
             EVENT => self.event(request).await,
             DRAIN => {
+                self.registry.draining();
                 let limit = self.settings.drain_limit;
                 // Dropping the call cancels it at the scheduler.
                 timeout(limit, self.pass(request))

@@ -175,14 +175,33 @@ pub struct ConditionStatus {
 /// One thing that is wrong.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Finding {
-    /// The condition or rule it comes from.
+    /// The id of its rule: `AS` and three digits.
     pub rule: String,
+    /// The name of its rule.
+    #[serde(default)]
+    pub name: String,
+    /// `broken` or `warning`.
+    #[serde(default)]
+    pub severity: String,
     /// The sentence.
     pub text: String,
+    /// The line of YAML or the command that mends it.
+    #[serde(default)]
+    pub fix: String,
 }
 
 /// The document of this moment.
 pub fn document(shared: &Shared) -> Document {
+    let document = facts(shared);
+    let findings = crate::doctor::watch::judge(shared, document.clone());
+    Document {
+        findings: findings.findings().map(reporting::finding).collect(),
+        ..document
+    }
+}
+
+/// The document without findings: what they are judged by.
+pub fn facts(shared: &Shared) -> Document {
     let view = shared.view();
     let clock = &shared.clock;
     let inventory = shared.inventory.borrow().clone();
@@ -228,7 +247,7 @@ pub fn document(shared: &Shared) -> Document {
             error: inventory.error.clone(),
         }),
         models: inventory.models.clone(),
-        findings: reporting::findings(shared, &conditions),
+        findings: Vec::new(),
         capacity: reporting::capacity(shared),
         capabilities: reporting::capabilities(shared),
         subscription: around::subscription(shared),

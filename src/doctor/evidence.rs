@@ -9,6 +9,7 @@ use crate::admin::status::Document;
 use crate::registration::facts::SchedulerFacts;
 
 pub mod agent;
+pub mod control;
 pub mod kube;
 pub mod ports;
 pub mod probes;

@@ -3,7 +3,12 @@
 
 use super::rule::Rule;
 
+pub mod agent;
+pub mod capability;
+pub mod capacity;
 pub mod kube;
+pub mod model;
+pub mod scheduler;
 pub mod server;
 
 /// Every file of rules. The order within a link is that of the table.
@@ -14,6 +19,11 @@ const TABLE: &[&[Rule]] = &[
     kube::inject::RULES,
     kube::network::RULES,
     server::RULES,
+    agent::RULES,
+    scheduler::RULES,
+    capacity::RULES,
+    capability::RULES,
+    model::RULES,
 ];
 
 /// Every rule.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Believed;
 use crate::proto::scheduler::model_runtime_info::Runtime;
 use crate::proto::scheduler::{ModelStatusResponse, ServerStatusResponse};
 
@@ -73,6 +74,20 @@ pub struct ModelFact {
     pub pinned: Option<String>,
     /// Workers that hold a copy each, once an agent has said.
     pub workers: Option<u32>,
+}
+
+impl ServerFact {
+    /// What the scheduler believes of one replica; `None` where it does not list it.
+    pub fn believed(&self, index: u32) -> Option<Believed> {
+        let replica = self.replicas.iter().find(|r| r.index == index)?;
+        Some(Believed {
+            total: replica.total,
+            available: replica.available,
+            models: replica.models,
+            replicas: self.available,
+            expected: self.expected,
+        })
+    }
 }
 
 /// Facts of an answer about servers.

@@ -148,7 +148,7 @@ async fn what_is_missing_is_named_with_the_nearest_name() {
         let all = findings.as_array().unwrap().clone();
         let found = all
             .into_iter()
-            .find(|f| f["rule"] == "model-not-scheduled")?;
+            .find(|f| f["name"] == "requirement-missing")?;
         Some(found["text"].as_str().unwrap().to_string())
     })
     .await;

@@ -16,6 +16,7 @@ mod bad_input;
 mod cli;
 mod complaint;
 mod demo;
+mod doctor;
 mod faults;
 mod gather;
 mod grpc_relay;

@@ -18,6 +18,8 @@ pub struct SubscriptionStatus {
     pub detail: Option<String>,
     /// Attempts in a row that failed.
     pub failures: u32,
+    /// What the scheduler answered to the latest subscription, where it refused it.
+    pub refusal: Option<String>,
     /// For how long the phase has lasted, in seconds.
     pub for_s: f64,
     /// The scheduler in use.
@@ -30,6 +32,10 @@ pub struct SubscriptionStatus {
     pub over_commit: u32,
     /// Workers of the server, where they are known.
     pub workers: Option<u32>,
+    /// Whether models that name no server may come to it; null before the first subscription.
+    pub shared: Option<bool>,
+    /// For how long the agent has been draining, in seconds; null where it is not.
+    pub draining_s: Option<f64>,
     /// Events of the agent that the scheduler refused with "State mismatch".
     pub mismatches: u64,
     /// Models that were refused because they can never fit.
@@ -68,6 +74,8 @@ pub struct Around {
     pub process: Option<bool>,
     /// Why none is.
     pub process_reason: Option<String>,
+    /// How often the server was lost or started anew within the last ten minutes.
+    pub restarts: usize,
 }
 
 pub(super) fn subscription(shared: &Shared) -> Option<SubscriptionStatus> {
@@ -95,6 +103,7 @@ pub(super) fn subscription(shared: &Shared) -> Option<SubscriptionStatus> {
         phase: phase.into(),
         detail,
         failures,
+        refusal: status.refusal,
         for_s: shared
             .clock
             .now()
@@ -104,7 +113,15 @@ pub(super) fn subscription(shared: &Shared) -> Option<SubscriptionStatus> {
         server: status.server,
         replica: status.replica,
         over_commit: status.requested.as_ref().map_or(0, |r| r.over_commit),
-        workers: status.reported.as_ref().and_then(|r| r.workers),
+        shared: status.requested.as_ref().map(|r| r.shared),
+        draining_s: status
+            .draining
+            .map(|at| shared.clock.now().saturating_sub(at).as_secs_f64()),
+        workers: status
+            .wanted
+            .as_ref()
+            .or(status.reported.as_ref())
+            .and_then(|r| r.workers),
         mismatches: status.mismatches,
         refused: refused.collect(),
         belief: belief.into(),
@@ -126,6 +143,7 @@ pub(super) fn around(shared: &Shared, view: &View) -> Around {
         elsewhere_grpc: elsewhere(Protocol::Grpc),
         process: (observed.looks > 0).then_some(observed.server.is_some()),
         process_reason: observed.no_server.clone(),
+        restarts: shared.history.restarts(shared.clock.now()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Capabilities, Capacity, CapacitySource, Finding};
 use crate::capability;
-use crate::readiness::Condition;
+use crate::doctor;
 use crate::registration::{Check, Registration};
 use crate::state::Shared;
 use crate::subscription::status::Status;
@@ -76,49 +76,16 @@ pub(super) fn capabilities(shared: &Shared) -> Capabilities {
     }
 }
 
-/// What is wrong, in words.
-pub(super) fn findings(shared: &Shared, conditions: &[Condition]) -> Vec<Finding> {
-    let finding = |rule: &str, text: String| Finding {
-        rule: rule.into(),
-        text,
-    };
-    let mut all: Vec<Finding> = conditions
-        .iter()
-        .filter(|c| !c.holds || c.reason.starts_with("stalled"))
-        .map(|c| finding(c.name, c.reason.clone()))
-        .collect();
-    for name in capabilities(shared).missing {
-        all.push(finding(
-            "declared-not-installed",
-            format!("{name} is declared in SELDON_SERVER_CAPABILITIES and is not installed in the server: a model that requires it and does not bring its own environment will fail to load"),
-        ));
+/// A finding as the document shows it.
+pub(super) fn finding(found: &doctor::Finding) -> Finding {
+    Finding {
+        rule: found.rule.clone(),
+        name: found.name.clone(),
+        severity: match found.severity {
+            doctor::Severity::Broken => "broken".into(),
+            doctor::Severity::Warning => "warning".into(),
+        },
+        text: found.text.clone(),
+        fix: found.fix.clone(),
     }
-    if let Some(status) = status(shared) {
-        if status.mismatches > 0 {
-            all.push(finding(
-                "state-mismatch",
-                format!("the scheduler has refused {} of the agent's events (\"State mismatch\"): memory that it holds back for models that were deleted while they were loading comes back only with the next subscription", status.mismatches),
-            ));
-        }
-        for refused in status.refused {
-            all.push(finding("model-cannot-fit", refused.why));
-        }
-    }
-    for model in registration(shared).map_or_else(Vec::new, |r| r.models) {
-        let mut text = format!("model {} is not available: {}", model.model, model.reason);
-        for missing in &model.requirements {
-            text.push_str(&format!(
-                "; no server of this kind reports {:?}",
-                missing.requirement
-            ));
-            if let Some(nearest) = &missing.nearest {
-                text.push_str(&format!(" (the nearest reported name is {nearest:?})"));
-            }
-        }
-        if let Some(bytes) = model.memory {
-            text.push_str(&format!("; {bytes} bytes of memory are missing"));
-        }
-        all.push(finding("model-not-scheduled", text));
-    }
-    all
 }

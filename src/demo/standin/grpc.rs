@@ -137,6 +137,11 @@ impl To {
                 // A cancelled load leaves the model UNKNOWN for good, as in MLServer.
                 let delay = self.world.load_begins(&named.second);
                 tokio::time::sleep(delay).await;
+                let fails = self.world.settings().load_error.clone();
+                if let Some(why) = fails {
+                    self.world.put(&named.second, UNAVAILABLE);
+                    return Ok(self.status(INVALID_ARGUMENT, &why));
+                }
                 self.world.put(&named.second, READY);
                 self.message(&())
             }

@@ -457,3 +457,43 @@ async fn contexts_are_chosen_and_files_merged() {
             .contains("is no namespace")
     );
 }
+
+#[tokio::test]
+async fn the_command_finds_what_is_wrong_in_the_cluster() {
+    let cluster = Cluster::new("command").await;
+    let path = "/apis/networking.k8s.io/v1/namespaces/ml/networkpolicies";
+    cluster.api.put(path, json!([
+        {"metadata": {"name": "isolated"}, "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [
+            {"ports": [{"port": 53, "protocol": "UDP"}]},
+        ]}}
+    ]));
+    let command = async |format: &[&str]| {
+        let (nobody, _held) = refused().await;
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_agent-shim"));
+        command
+            .env_clear()
+            .args(["doctor", "iris", "--admin", &format!("http://{nobody}")])
+            .arg("--kubeconfig")
+            .arg(cluster.kubeconfig())
+            .args(["--operator-namespace", "seldon-system"])
+            .args(format)
+            .kill_on_drop(true);
+        within("the command", command.output()).await.unwrap()
+    };
+    let output = command(&["--json"]).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let diagnosis: Diagnosis = serde_json::from_str(&text).unwrap();
+    let first = diagnosis.first.unwrap();
+    assert_eq!(first.rule, "AS142");
+    assert!(first.text.contains("isolated"), "{}", first.text);
+    assert!(!text.contains(SECRET));
+    for format in [&["--markdown"][..], &[]] {
+        let output = command(format).await;
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            text.contains("isolated") && !text.contains(SECRET),
+            "{text}"
+        );
+    }
+}
