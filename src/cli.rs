@@ -37,7 +37,7 @@ enum Command {
     /// Ask a running shim what it knows, as a table
     Status(status::StatusArgs),
     /// Say why a model is not scheduled: what is fine, what is broken first, and the fix
-    Doctor(doctor::DoctorArgs),
+    Doctor(Box<doctor::DoctorArgs>),
     /// Ask a running shim or an inference server one health question, for exec probes
     Probe(probe::ProbeArgs),
     /// Show the effective settings and where each comes from
@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => run(),
         Command::Status(args) => block_on(status::main(args)),
-        Command::Doctor(args) => doctor::run(args),
+        Command::Doctor(args) => doctor::run(*args),
         Command::Probe(args) => block_on(probe::main(args)),
         Command::Config(args) => show_config(&args),
         #[cfg(feature = "demo")]

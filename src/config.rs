@@ -221,6 +221,12 @@ impl Loaded {
     }
 }
 
+/// A variable that is not the shim's own, such as `HOME`; `None` where it is empty or no text.
+pub fn foreign(name: &str) -> Option<String> {
+    let value = std::env::var_os(name)?.into_string().ok()?;
+    (!value.is_empty()).then_some(value)
+}
+
 /// Reads the process environment.
 pub fn load() -> Result<Loaded, Problems> {
     load_from(std::env::vars_os())

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::config::foreign;
 use crate::config::scheduler::Target;
 use crate::doctor::engine::Outcome;
+use crate::doctor::gather::kube::{Ask, Places};
 use crate::doctor::{Diagnosis, diagnose, gather, rules, show};
 
 const FINDING: u8 = 1;
@@ -34,6 +36,25 @@ pub struct DoctorArgs {
     /// The scheduler's own API, instead of SHIM_SCHEDULER_STATUS
     #[arg(long, value_name = "HOST:PORT")]
     pub scheduler_status: Option<Target>,
+    /// Ask Kubernetes as well: with --kubeconfig, $KUBECONFIG, the service account of the pod, or
+    /// ~/.kube/config
+    #[arg(long)]
+    pub kube: bool,
+    /// The kubeconfig to ask Kubernetes with
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<std::path::PathBuf>,
+    /// The context of the kubeconfig; by default the current one
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The namespace of the Server; by default that of the context or the pod
+    #[arg(long, short = 'n', value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The Server; by default the one that the shim stands beside, else all of the namespace
+    #[arg(long, value_name = "NAME")]
+    pub server: Option<String>,
+    /// Where Seldon's operator runs; by default seldon-system or seldon-mesh, where it is found
+    #[arg(long, value_name = "NAME")]
+    pub operator_namespace: Option<String>,
     /// Print JSON
     #[arg(long, conflicts_with = "markdown")]
     pub json: bool,
@@ -70,6 +91,7 @@ async fn main(args: DoctorArgs, own: crate::config::Loaded) -> ExitCode {
         model: args.model.clone(),
         scheduler: args.scheduler.clone(),
         scheduler_status: args.scheduler_status.clone(),
+        kube: kube(&args),
         own,
         timeout: args.timeout,
         proc: crate::procfs::PROC.into(),
@@ -83,6 +105,32 @@ async fn main(args: DoctorArgs, own: crate::config::Loaded) -> ExitCode {
         Outcome::Finding => ExitCode::from(FINDING),
         Outcome::Unchecked => ExitCode::from(UNCHECKED),
     }
+}
+
+/// Any flag that is about Kubernetes asks for it.
+fn kube(args: &DoctorArgs) -> Option<Ask> {
+    let flags = [
+        &args.context,
+        &args.namespace,
+        &args.server,
+        &args.operator_namespace,
+    ];
+    let flags = flags.iter().any(|flag| flag.is_some());
+    if !args.kube && args.kubeconfig.is_none() && !flags {
+        return None;
+    }
+    let mut ask = Ask::new(Places {
+        file: args.kubeconfig.clone(),
+        context: args.context.clone(),
+        files: foreign("KUBECONFIG"),
+        home: foreign("HOME").map(Into::into),
+        service: foreign("KUBERNETES_SERVICE_HOST").zip(foreign("KUBERNETES_SERVICE_PORT")),
+        mount: None,
+    });
+    ask.namespace = args.namespace.clone();
+    ask.server = args.server.clone();
+    ask.operator_namespace = args.operator_namespace.clone();
+    Some(ask)
 }
 
 fn shown(args: &DoctorArgs, diagnosis: &Diagnosis) -> String {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use self::ports::{Ask, Purpose};
-use super::evidence::{Evidence, PeerFact, PortFact, Vantage};
+use super::evidence::{self, Evidence, PeerFact, PortFact, Vantage};
 use super::rule::Need;
 use crate::admin::status::{Document, around};
 use crate::config::scheduler::Target;
@@ -18,6 +18,7 @@ use crate::tls;
 
 pub mod agent;
 pub mod environment;
+pub mod kube;
 pub mod ports;
 pub mod probes;
 
@@ -35,6 +36,8 @@ pub struct Settings {
     pub scheduler_status: Option<Target>,
     /// Settings of this container.
     pub own: Loaded,
+    /// How Kubernetes is asked; `None`: not at all.
+    pub kube: Option<kube::Ask>,
     /// Limit for everything together.
     pub timeout: Duration,
     /// Where processes are looked for.
@@ -122,8 +125,9 @@ pub async fn evidence(settings: &Settings) -> Evidence {
         None => Vec::new(),
     };
     let connected = scheduler_ports(&targets, config, rest);
-    let (probed, agent, visible, asked, peers, connected) =
-        tokio::join!(probed, agent, visible, asked, peers, connected);
+    let objects = objects(settings, &evidence, rest);
+    let (probed, agent, visible, asked, peers, connected, objects) =
+        tokio::join!(probed, agent, visible, asked, peers, connected, objects);
 
     match probed {
         Some(probes) => evidence.probes = probes,
@@ -136,6 +140,10 @@ pub async fn evidence(settings: &Settings) -> Evidence {
             Need::Agent,
             "the agent listens on loopback: run this in the pod (kubectl exec POD -c agent-shim -- agent-shim doctor)",
         ),
+    }
+    match objects {
+        Ok(facts) => evidence.kube = Some(facts),
+        Err(why) => evidence.lacks(Need::Kube, why),
     }
     evidence.environment = visible;
     match asked {
@@ -151,6 +159,26 @@ async fn status(admin: &str, limit: Duration) -> Result<Document, String> {
     let text = crate::cli::status::fetch(admin, limit).await?;
     serde_json::from_str(&text)
         .map_err(|error| format!("{admin}/status is not that of an agent-shim: {error}"))
+}
+
+/// The objects in Kubernetes, about the server and the scheduler that the shim names.
+async fn objects(
+    settings: &Settings,
+    known: &Evidence,
+    limit: Duration,
+) -> Result<evidence::KubeFacts, String> {
+    let Some(ask) = &settings.kube else {
+        return Err("Kubernetes is asked with --kube only".into());
+    };
+    let mut ask = ask.clone();
+    ask.timeout = limit;
+    let subscription = known.status.as_ref().and_then(|s| s.subscription.as_ref());
+    let named = subscription.map(|s| s.server.clone());
+    ask.server = ask.server.or(named.filter(|name| !name.is_empty()));
+    let targets = settings.scheduler.iter();
+    let mut targets = targets.chain(&settings.own.config.scheduler.targets);
+    ask.scheduler = ask.scheduler.or(targets.next().map(|t| t.host.to_string()));
+    kube::gather(&ask).await
 }
 
 /// The configured ports of the scheduler, and the usual ones of its host to compare with.

@@ -6,12 +6,18 @@ use super::rule::Rule;
 pub mod agent;
 pub mod capability;
 pub mod capacity;
+pub mod kube;
 pub mod model;
 pub mod scheduler;
 pub mod server;
 
 /// Every file of rules. The order within a link is that of the table.
 const TABLE: &[&[Rule]] = &[
+    kube::config::RULES,
+    kube::quota::RULES,
+    kube::pod::RULES,
+    kube::inject::RULES,
+    kube::network::RULES,
     server::RULES,
     agent::RULES,
     scheduler::RULES,

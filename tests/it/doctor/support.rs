@@ -59,6 +59,7 @@ impl Visit {
     pub async fn evidence(&self) -> Evidence {
         let own = load_from(self.settings.iter().map(|(n, v)| (n.as_str(), v.as_str()))).unwrap();
         let settings = gather::Settings {
+            kube: None,
             admin: self.admin.clone(),
             model: self.model.clone(),
             scheduler: None,
