@@ -6,6 +6,7 @@ use super::rule::Rule;
 pub mod agent;
 pub mod capability;
 pub mod capacity;
+pub mod connection;
 pub mod kube;
 pub mod model;
 pub mod scheduler;
@@ -20,6 +21,7 @@ const TABLE: &[&[Rule]] = &[
     kube::network::RULES,
     server::RULES,
     agent::RULES,
+    connection::RULES,
     scheduler::RULES,
     capacity::RULES,
     capability::RULES,
