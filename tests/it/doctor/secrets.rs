@@ -122,9 +122,17 @@ async fn secrets_in_the_environment_and_in_keys_are_shown_nowhere() {
             .any(|v| v.name == "MEMORY_REQUEST")
     );
     all.push(format!("{evidence:?}"));
+    // The log says it a moment after `/status` does.
+    within("the finding in the log", async {
+        while !log.contains("finding appeared") {
+            let n = stderr.read(&mut buffer).await.unwrap();
+            assert!(n > 0, "the sidecar has ended");
+            log.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+    })
+    .await;
     sidecar.start_kill().unwrap();
     stderr.read_to_string(&mut log).await.unwrap();
-    assert!(log.contains("finding appeared"), "{log}");
     all.push(log);
     std::fs::remove_dir_all(proc).unwrap();
     assert!(
