@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::config::models::Mend;
 use crate::config::{Config, Mode};
 use crate::correction::Correction;
+use crate::doctor::watch::Watch;
 use crate::drain::Drain;
 use crate::endpoint::Protocol;
 use crate::metrics::Metrics;
@@ -268,6 +269,7 @@ impl App {
         let mut tasks = JoinSet::new();
         tasks.spawn(named("prober", prober.run()));
         tasks.spawn(named("inspector", inspector.run()));
+        tasks.spawn(named("doctor", Watch::new(shared.clone(), &metrics).run()));
         tasks.spawn(named("health reporter", admin::report(shared, reporter)));
         for listener in listeners.admin {
             tasks.spawn(named("admin", admin::serve(listener, admin.clone())));

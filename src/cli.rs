@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, Loaded};
 use crate::{app, telemetry};
 
+pub mod doctor;
 pub mod inject;
 pub mod options;
 pub mod probe;
@@ -38,6 +39,8 @@ enum Command {
     Run,
     /// Ask a running shim what it knows, as a table
     Status(status::StatusArgs),
+    /// Say why a model is not scheduled: what is fine, what is broken first, and the fix
+    Doctor(Box<doctor::DoctorArgs>),
     /// Ask a running shim or an inference server one health question, for exec probes
     Probe(probe::ProbeArgs),
     /// Put the shim into manifests, take it out, or say what is missing
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => run(),
         Command::Status(args) => block_on(status::main(args)),
+        Command::Doctor(args) => doctor::run(*args),
         Command::Probe(args) => block_on(probe::main(args)),
         Command::Inject(args) => inject::main(&args),
         Command::Webhook(args) => block_on(webhook::main(*args)),

@@ -246,9 +246,20 @@ impl Loaded {
     }
 }
 
+/// A variable that is not the shim's own, such as `HOME`; `None` where it is empty or no text.
+pub fn foreign(name: &str) -> Option<String> {
+    let value = std::env::var_os(name)?.into_string().ok()?;
+    (!value.is_empty()).then_some(value)
+}
+
 /// Reads the process environment.
 pub fn load() -> Result<Loaded, Problems> {
     load_from(std::env::vars_os())
+}
+
+/// Whether the person at the terminal wants no colours, by the custom of <https://no-color.org>.
+pub fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 /// Reads any list of names and values; tests pass their own.

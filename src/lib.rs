@@ -14,6 +14,7 @@ pub mod config;
 pub mod correction;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod doctor;
 pub mod drain;
 pub mod dual_stack;
 pub mod endpoint;
@@ -40,8 +41,8 @@ pub mod subscription;
 pub mod telemetry;
 pub mod tls;
 pub mod view;
-pub mod worker;
 pub mod webhook;
+pub mod worker;
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -12,15 +12,18 @@ use tokio::time::{Instant, sleep_until};
 use crate::clock::Clock;
 use crate::config::scheduler::Target;
 use crate::metrics::Metrics;
+use crate::proto::scheduler::ModelStatusResponse;
 use crate::readiness::Condition;
 use crate::subscription::status::Status;
 use crate::tls;
 
 pub mod ask;
+pub mod facts;
 pub mod judge;
 pub mod metrics;
 
 use ask::Asker;
+use facts::SchedulerFacts;
 use judge::{agrees, conditions, trouble};
 use metrics::RegistrationMetrics;
 
@@ -93,6 +96,8 @@ pub struct Registration {
     pub conditions: Vec<Condition>,
     /// Models that are not available although this server could be meant.
     pub models: Vec<Troubled>,
+    /// What was read of this server and of models in trouble; `None` before the first reading.
+    pub seen: Option<facts::SchedulerFacts>,
 }
 
 /// Reads, judges and publishes.
@@ -181,8 +186,8 @@ impl Reader {
             // Nobody to ask for yet.
             return;
         }
-        let believed = match asker.replica(&status.server, status.replica).await {
-            Ok(believed) => believed,
+        let servers = match asker.servers(Some(&status.server)).await {
+            Ok(servers) => servers,
             Err(why) => {
                 if !matches!(self.out.borrow().check, Check::Failed(_)) {
                     tracing::warn!(why, "the scheduler's belief cannot be read");
@@ -191,15 +196,24 @@ impl Reader {
                 return self.publish(status, Check::Failed(why), false, None);
             }
         };
+        let believed = servers.iter().find_map(|s| s.believed(status.replica));
         let answers = asker.models().await;
         self.metrics.read(answers.is_ok());
+        let mut seen = SchedulerFacts {
+            servers,
+            ..SchedulerFacts::default()
+        };
         let troubled = answers.ok().map(|answers| {
+            let concern =
+                |a: &&ModelStatusResponse| trouble(status, believed.as_ref(), a).is_some();
+            let models = answers.iter().filter(concern).filter_map(facts::model);
+            seen.models = models.take(MAX_TROUBLED).collect();
             let troubles = answers
                 .iter()
                 .filter_map(|a| trouble(status, believed.as_ref(), a));
             let all: Vec<Troubled> = troubles.collect();
             self.metrics.troubled(&all);
-            all.into_iter().take(MAX_TROUBLED).collect()
+            (all.into_iter().take(MAX_TROUBLED).collect(), seen)
         });
         // Judged against what was told when the answer came.
         let latest = self.status.borrow().clone();
@@ -212,7 +226,13 @@ impl Reader {
         self.publish(&latest, Check::Read(believed), !self.in_doubt, troubled);
     }
 
-    fn publish(&self, status: &Status, check: Check, fresh: bool, models: Option<Vec<Troubled>>) {
+    fn publish(
+        &self,
+        status: &Status,
+        check: Check,
+        fresh: bool,
+        models: Option<(Vec<Troubled>, SchedulerFacts)>,
+    ) {
         let before = self.out.borrow().clone();
         let now = self.clock.now();
         let conditions = conditions(status, &check, fresh, now, &before.conditions);
@@ -227,7 +247,12 @@ impl Reader {
                 );
             }
         }
-        let models = models.unwrap_or(before.models.clone());
+        let (models, seen) = match (models, &check) {
+            (Some((models, seen)), _) => (models, Some(seen)),
+            // Nothing is said of what can no longer be read.
+            (None, Check::Failed(_)) => (before.models.clone(), None),
+            (None, _) => (before.models.clone(), before.seen.clone()),
+        };
         let known = |m: &Troubled| {
             let same =
                 |b: &Troubled| (&b.model, b.version, &b.reason) == (&m.model, m.version, &m.reason);
@@ -241,6 +266,7 @@ impl Reader {
             check,
             conditions,
             models,
+            seen,
         };
         self.out.send_if_modified(|old| {
             let changed = *old != new;

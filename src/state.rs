@@ -12,6 +12,7 @@ use crate::agent::Seen;
 use crate::capability;
 use crate::clock::Clock;
 use crate::config::Mode;
+use crate::doctor::watch::History;
 use crate::drain::Drain;
 use crate::history::{Change, What};
 use crate::metrics::Metrics;
@@ -55,6 +56,8 @@ pub struct Shared {
     pub agent: watch::Receiver<Seen>,
     /// Drains that are called for.
     pub drains: Handle,
+    /// What the server has been through.
+    pub history: History,
     kept: Arc<Mutex<Vec<Condition>>>,
     kept_remote: Arc<Mutex<Vec<Condition>>>,
     gauge: IntGaugeVec,
@@ -128,6 +131,7 @@ impl Shared {
             scheduler: parts.scheduler,
             agent: parts.agent,
             drains: parts.drains,
+            history: History::default(),
             kept: Arc::default(),
             kept_remote: Arc::default(),
             gauge,

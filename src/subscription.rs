@@ -240,6 +240,7 @@ impl Interposer {
             EVENT => self.event(request).await,
             DRAIN => {
                 let _running = Draining::begin(&self.status);
+                self.registry.draining();
                 let limit = self.settings.drain_limit;
                 // Dropping the call cancels it at the scheduler.
                 timeout(limit, self.pass(request))

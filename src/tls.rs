@@ -60,6 +60,11 @@ impl Client {
         Ok(config.into())
     }
 
+    /// Whether there is a certificate of our own to show.
+    pub fn has_identity(&self) -> bool {
+        self.files.identity.is_some()
+    }
+
     fn paths(&self) -> impl Iterator<Item = &Path> {
         let identity = self.files.identity.iter();
         let identity = identity.flat_map(|(cert, key)| [cert.as_path(), key.as_path()]);

@@ -7,8 +7,11 @@ use crate::endpoint::Protocol;
 use crate::models::{Model, ServerMetadata};
 use crate::state::Shared;
 
+pub mod around;
 mod lately;
 pub(super) mod reporting;
+
+pub use around::{Around, SubscriptionStatus};
 
 /// The whole document.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +44,12 @@ pub struct Document {
     /// Drains that were called for on `/drain`.
     #[serde(default)]
     pub drain: DrainStatus,
+    /// The agent's way to the scheduler; null where it is off.
+    #[serde(default)]
+    pub subscription: Option<SubscriptionStatus>,
+    /// The shim itself, and what it sees of the server's surroundings.
+    #[serde(default)]
+    pub around: Around,
     /// Named facts.
     pub conditions: Vec<ConditionStatus>,
     /// What is wrong, in words.
@@ -255,10 +264,22 @@ pub struct ConditionStatus {
 /// One thing that is wrong.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Finding {
-    /// The condition or rule it comes from.
+    /// The id of its rule: `AS` and three digits.
     pub rule: String,
+    /// The name of its rule.
+    #[serde(default)]
+    pub name: String,
+    /// `broken` or `warning`.
+    #[serde(default)]
+    pub severity: String,
     /// The sentence.
     pub text: String,
+    /// The line of YAML or the command that mends it.
+    #[serde(default)]
+    pub fix: String,
+    /// What was seen, one line each.
+    #[serde(default)]
+    pub evidence: Vec<String>,
 }
 
 /// The server's worker.
@@ -301,6 +322,16 @@ pub struct Restoring {
 
 /// The document of this moment.
 pub fn document(shared: &Shared) -> Document {
+    let document = facts(shared);
+    let findings = crate::doctor::watch::judge(shared, document.clone());
+    Document {
+        findings: findings.findings().map(reporting::finding).collect(),
+        ..document
+    }
+}
+
+/// The document without findings: what they are judged by.
+pub fn facts(shared: &Shared) -> Document {
     let view = shared.view();
     let clock = &shared.clock;
     let agent = shared.agent.borrow().clone();
@@ -351,7 +382,6 @@ pub fn document(shared: &Shared) -> Document {
         models: inventory.models.clone(),
         restoring: reporting::restoring(shared),
         worker: reporting::worker(shared),
-        findings: reporting::findings(shared, &conditions),
         transitions: lately::transitions(shared),
         capacity: reporting::capacity(shared),
         capabilities: reporting::capabilities(shared),
@@ -362,6 +392,9 @@ pub fn document(shared: &Shared) -> Document {
             live: agent.live(clock.now()).0,
             reason: agent.reason,
         },
+        findings: Vec::new(),
+        subscription: around::subscription(shared),
+        around: around::around(shared, &view),
         conditions: conditions
             .into_iter()
             .map(|c| ConditionStatus {

@@ -221,6 +221,34 @@ pub fn provided_by(distribution: &str) -> &'static [Form] {
     INDEX.distributions.get(&name).map_or(&[], Vec::as_slice)
 }
 
+/// Whether two names are halves of one capability: the runtime and the library that it serves.
+pub fn related(a: &str, b: &str) -> bool {
+    let of_b = lookup(b);
+    let mut halves = lookup(a).iter().flat_map(|form| form.aliases());
+    halves.any(|form| of_b.contains(&form))
+}
+
+/// The distributions that would bring what a name stands for, the usual one first; empty for a
+/// name that the table does not know.
+pub fn providers(name: &str) -> Vec<&'static str> {
+    let mut all = Vec::new();
+    for form in lookup(name) {
+        let row = &ROWS[form.row];
+        let usual = match form.form {
+            Kind::Runtime => Some(row.runtime),
+            // Where both have one name, the runtime is what can load a model.
+            Kind::Library if row.runtime_names.is_empty() && !row.runtime.is_empty() => {
+                Some(row.runtime)
+            }
+            Kind::Library => row.libraries.first().copied(),
+        };
+        if let Some(distribution) = usual.filter(|d| !d.is_empty() && !all.contains(d)) {
+            all.push(distribution);
+        }
+    }
+    all
+}
+
 /// The table from both ends, made once.
 struct Index {
     names: HashMap<String, Vec<Form>>,
@@ -385,6 +413,26 @@ mod tests {
             ]
         );
         assert_eq!(provided_by("transformers").len(), 1);
+    }
+
+    #[test]
+    fn what_would_bring_a_capability_is_known() {
+        for (name, expected) in [
+            ("scikit_learn", &["scikit-learn"][..]),
+            ("sklearn", &["mlserver-sklearn"]),
+            ("pytorch", &["torch"]),
+            ("xgboost", &["mlserver-xgboost"]),
+            ("gpu-a100", &[]),
+        ] {
+            let found = providers(name);
+            assert!(
+                expected.iter().all(|e| found.contains(e)),
+                "{name}: {found:?}"
+            );
+            assert_eq!(found.is_empty(), expected.is_empty(), "{name}");
+        }
+        assert!(related("scikit_learn", "mlserver[sklearn]") && related("sklearn", "scikit-learn"));
+        assert!(!related("sklearn", "xgboost") && !related("gpu", "gpu"));
     }
 
     #[test]

@@ -58,7 +58,8 @@ pub async fn main(args: StatusArgs) -> ExitCode {
     }
 }
 
-async fn fetch(admin: &str, limit: Duration) -> Result<String, String> {
+/// The `/status` of the shim at an admin URL, or why there is none.
+pub async fn fetch(admin: &str, limit: Duration) -> Result<String, String> {
     let url = format!("{}/status", admin.trim_end_matches('/'));
     let explain = |error: reqwest::Error| {
         format!(
@@ -134,6 +135,7 @@ pub fn table(d: &Document) -> String {
         let holds = if c.status { "yes" } else { "NO" };
         let _ = writeln!(out, "{:<18}{holds:<8}{}", c.name, wrapped(&c.reason, 26));
     }
+    findings(&mut out, d);
     capacity(&mut out, d);
     if !d.models.is_empty() {
         let _ = writeln!(out, "\n{:<40}{:<12}STATE", "MODEL", "VERSION");
@@ -148,6 +150,20 @@ pub fn table(d: &Document) -> String {
     }
     let trimmed: Vec<&str> = out.lines().map(str::trim_end).collect();
     trimmed.join("\n") + "\n"
+}
+
+/// What is wrong, and the fix.
+fn findings(out: &mut String, d: &Document) {
+    if d.findings.is_empty() {
+        return;
+    }
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "\n{:<8}{:<10}WHAT, AND THE FIX", "FINDING", "SEVERITY");
+    for f in &d.findings {
+        let text = format!("{}: {}", f.name, f.text);
+        let _ = writeln!(out, "{:<8}{:<10}{}", f.rule, f.severity, wrapped(&text, 18));
+        let _ = writeln!(out, "{:<18}fix: {}", "", wrapped(&f.fix, 23));
+    }
 }
 
 /// Capacity and capabilities: requested, observed, reported, believed.

@@ -45,6 +45,8 @@ pub struct AgentConfig {
     pub workers: u32,
     /// First wait after a failure to open a subscription.
     pub retry: Duration,
+    /// Whether models that name no server may come to it.
+    pub shared: bool,
     /// Where its inference server speaks gRPC; without one, every load succeeds.
     pub inference: Option<SocketAddr>,
 }
@@ -61,6 +63,7 @@ impl AgentConfig {
             capabilities: vec!["mlserver".into(), "sklearn".into()],
             workers: 1,
             retry: Duration::from_millis(100),
+            shared: true,
             inference: None,
         }
     }
@@ -198,7 +201,7 @@ impl Shared {
             seen.subscriptions += 1;
             AgentSubscribeRequest {
                 server_name: self.config.server.clone(),
-                shared: true,
+                shared: self.config.shared,
                 replica_idx: self.config.replica,
                 replica_config: Some(ReplicaConfig {
                     inference_svc: "127.0.0.1".into(),

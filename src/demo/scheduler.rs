@@ -112,6 +112,13 @@ impl FakeScheduler {
         self.shared.with(|store| store.unload(name));
     }
 
+    /// Tells it how many replicas a server should have, as the operator does: until they are there
+    /// nothing is placed, as after a restart.
+    pub fn expect(&self, server: &str, replicas: i32) {
+        self.shared
+            .with(|store| store.expected.insert(server.into(), replicas));
+    }
+
     /// Reads the store.
     pub fn read<T>(&self, read: impl FnOnce(&Store) -> T) -> T {
         read(&self.shared.store())

@@ -161,6 +161,11 @@ impl StandIn {
         self.0.world.set(|s| s.worker_dead = dead);
     }
 
+    /// What every load over gRPC fails with; at first none does.
+    pub fn set_load_error(&self, why: Option<&str>) {
+        self.0.world.set(|s| s.load_error = why.map(Into::into));
+    }
+
     /// What every inference over HTTP answers as its only element, instead of the number 1.
     pub fn set_said(&self, text: &str) {
         self.0.world.set(|s| s.said = Some(text.into()));

@@ -71,6 +71,7 @@ pub struct Replica {
     /// Capabilities.
     pub capabilities: Vec<String>,
     over_commit: u32,
+    shared: bool,
     draining: bool,
     operations: Option<UnboundedSender<ModelOperationMessage>>,
 }
@@ -88,6 +89,7 @@ impl Replica {
             reserved: 0,
             capabilities: config.capabilities,
             over_commit: config.over_commit_percentage,
+            shared: request.shared,
             draining: false,
             operations: Some(operations),
         }
@@ -105,6 +107,8 @@ pub struct Store {
     pub requests: Vec<AgentSubscribeRequest>,
     /// Every event that came.
     pub events: Vec<ModelEventMessage>,
+    /// Replicas that a server is expected to have, where somebody has said so.
+    pub expected: BTreeMap<String, i32>,
     /// Every scaling trigger that came.
     pub triggers: Vec<ModelScalingTriggerMessage>,
 }
@@ -200,15 +204,23 @@ impl Store {
             return;
         }
         let (spec, needs) = (spec_of(&record.model), record.needs());
-        let chosen = if self.replicas.is_empty() {
+        let waits = |(server, expected): (&String, &i32)| {
+            let there = self.replicas.keys().filter(|(s, _)| s == server);
+            (there.count() as i32) < *expected
+        };
+        let chosen = if self.replicas.is_empty() || self.expected.iter().any(waits) {
             Err(format!(
                 "{NO_SERVER} (waiting for server replicas to connect)"
             ))
         } else {
             let suitable = |server: &str| {
-                let named = spec.server.as_deref().is_none_or(|wanted| wanted == server);
                 // Capabilities are those of the server's first replica.
                 let first = self.replicas.iter().find(|((s, _), _)| s == server);
+                let shared = first.is_some_and(|(_, replica)| replica.shared);
+                let named = match spec.server.as_deref() {
+                    Some(wanted) => wanted == server,
+                    None => shared,
+                };
                 let able = first.is_some_and(|(_, replica)| {
                     let has = |r: &String| replica.capabilities.iter().any(|c| c == r.trim());
                     spec.requirements.iter().all(has)
@@ -380,6 +392,11 @@ impl Store {
                     .count() as i32,
                 over_commit_percentage: replica.over_commit,
             });
+        }
+        for (name, answer) in &mut servers {
+            if let Some(expected) = self.expected.get(*name) {
+                answer.expected_replicas = *expected;
+            }
         }
         servers.into_values().collect()
     }

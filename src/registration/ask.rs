@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use super::Believed;
+use super::facts::{self, ServerFact};
 use crate::config::scheduler::Target;
 use crate::prober::connect::innermost;
 use crate::proto::scheduler::scheduler_client::SchedulerClient;
@@ -49,33 +49,26 @@ impl Asker {
         Asker { target, client }
     }
 
-    /// What it believes of one replica; `None` where it does not know it.
-    pub async fn replica(&mut self, server: &str, index: u32) -> Result<Option<Believed>, String> {
+    /// The servers that it knows, or the one of this name; none where it does not know that.
+    pub async fn servers(&mut self, name: Option<&str>) -> Result<Vec<ServerFact>, String> {
         let request = ServerStatusRequest {
             subscriber_name: SUBSCRIBER.into(),
-            name: Some(server.into()),
+            name: name.map(Into::into),
         };
         let read = async {
             let mut answers = self.client.server_status(request).await?.into_inner();
-            let mut found = None;
+            let mut all = Vec::new();
             while let Some(answer) = answers.message().await? {
-                let replica = answer.resources.iter().find(|r| r.replica_idx == index);
-                if let (true, Some(replica)) = (answer.server_name == server, replica) {
-                    found = Some(Believed {
-                        total: replica.total_memory_bytes,
-                        available: replica.available_memory_bytes,
-                        models: replica.num_loaded_models,
-                        replicas: answer.available_replicas,
-                        expected: answer.expected_replicas,
-                    });
+                if name.is_none_or(|name| name == answer.server_name) {
+                    all.push(facts::server(&answer));
                 }
             }
-            Ok::<_, Status>(found)
+            Ok::<_, Status>(all)
         };
         match timeout(LIMIT, read).await {
-            Ok(Ok(found)) => Ok(found),
+            Ok(Ok(all)) => Ok(all),
             // A server without replicas is no server to it.
-            Ok(Err(status)) if is_unknown(&status) => Ok(None),
+            Ok(Err(status)) if is_unknown(&status) => Ok(Vec::new()),
             Ok(Err(status)) => Err(self.words(&status)),
             Err(_) => Err(format!("{} did not answer within {LIMIT:?}", self.target)),
         }

@@ -112,6 +112,7 @@ impl Editor {
             over_commit: read.over_commit,
             capabilities: read.capabilities,
             available: read.available,
+            shared: read.shared,
         };
         let (wanted, capacity, capabilities) = self.wanted_for(&requested);
         let totals = Totals {
@@ -172,6 +173,7 @@ impl Editor {
             status.capacity_why = capacity.why;
             status.capabilities = capabilities;
             status.refused.clear();
+            status.drain_asked = None;
         });
         self.publish();
         sent

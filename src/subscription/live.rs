@@ -112,6 +112,13 @@ impl Registry {
         Some(answer)
     }
 
+    /// The agent has asked for a drain; its next subscription is the end of it.
+    pub fn draining(&self) {
+        let now = self.clock.now();
+        self.status
+            .send_modify(|status| status.drain_asked = Some(now));
+    }
+
     fn phase(&self, id: u64, phase: Phase) {
         if self.state().last_id != id {
             return;
@@ -172,6 +179,15 @@ impl Live {
             .status
             .send_modify(|status| status.scheduler = Some(scheduler));
         self.phase(Phase::Open);
+    }
+
+    /// What the scheduler answered, where it refused; `None` where it took the subscription.
+    pub fn refused(&self, answer: Option<String>) {
+        self.registry.status.send_if_modified(|status| {
+            let changed = status.refusal != answer;
+            status.refusal = answer;
+            changed
+        });
     }
 
     /// An attempt failed after all; the subscription goes on with the next one.

@@ -55,6 +55,8 @@ pub struct Subscribe {
     pub server: String,
     /// Which of its replicas.
     pub replica: u32,
+    /// Whether models that name no server may come to it.
+    pub shared: bool,
     /// Total memory as requested.
     pub memory: u64,
     /// Over-commit, in percent.
@@ -74,6 +76,7 @@ pub fn subscribe(message: &[u8]) -> Result<Subscribe, Unreadable> {
     Ok(Subscribe {
         server: request.server_name,
         replica: request.replica_idx,
+        shared: request.shared,
         memory: config.memory_bytes,
         over_commit: config.over_commit_percentage,
         capabilities: config.capabilities,

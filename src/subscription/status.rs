@@ -35,6 +35,8 @@ pub struct Requested {
     pub capabilities: Vec<String>,
     /// Free memory.
     pub available: u64,
+    /// Whether models that name no server may come to it.
+    pub shared: bool,
 }
 
 /// What is reported for it, or would be.
@@ -94,4 +96,8 @@ pub struct Status {
     pub draining: usize,
     /// Drains that it has begun there.
     pub drains: u64,
+    /// What the scheduler answered to the latest subscription, where it refused it.
+    pub refusal: Option<String>,
+    /// When the agent asked for a drain, where it has not subscribed since.
+    pub drain_asked: Option<Duration>,
 }

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::{sleep, timeout};
 
@@ -81,6 +81,7 @@ impl Interposer {
                         status = status_of(response.headers()),
                         "the scheduler refuses the subscription"
                     );
+                    live.refused(Some(refused_with(response.headers())));
                     live.over(Turn::EndedByScheduler);
                     return Opened::Answer(response);
                 }
@@ -88,6 +89,7 @@ impl Interposer {
                     let (head, body) = response.into_parts();
                     return match body {
                         Outgoing::FromScheduler(Some(body)) if head.status == StatusCode::OK => {
+                            live.refused(None);
                             Opened::Stream(Response::from_parts(head, body))
                         }
                         body => {
@@ -168,6 +170,18 @@ impl Interposer {
 enum Opened {
     Stream(Response<Incoming>),
     Answer(Response<Outgoing>),
+}
+
+/// The code and the message of an answer that is only a status.
+fn refused_with(headers: &HeaderMap) -> String {
+    let code = status_of(headers).unwrap_or(2);
+    let message = headers.get("grpc-message").and_then(|m| m.to_str().ok());
+    let name = tonic::Code::from_i32(code.into());
+    let message: String = message.unwrap_or_default().replace("%20", " ");
+    format!(
+        "{name:?}: {}",
+        message.chars().take(300).collect::<String>()
+    )
 }
 
 /// A proxy that has no scheduler behind it. The agent would ask again at once.

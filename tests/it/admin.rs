@@ -180,6 +180,7 @@ async fn the_status_document_has_the_documented_shape() {
         keys,
         [
             "agent",
+            "around",
             "build",
             "capabilities",
             "capacity",
@@ -192,6 +193,7 @@ async fn the_status_document_has_the_documented_shape() {
             "restoring",
             "selection",
             "server",
+            "subscription",
             "transitions",
             "worker"
         ]

@@ -148,8 +148,12 @@ async fn what_is_missing_is_named_with_the_nearest_name() {
         let all = findings.as_array().unwrap().clone();
         let found = all
             .into_iter()
-            .find(|f| f["rule"] == "model-not-scheduled")?;
-        Some(found["text"].as_str().unwrap().to_string())
+            .find(|f| f["name"] == "requirement-missing")?;
+        Some(format!(
+            "{} {}",
+            found["text"].as_str()?,
+            found["evidence"][0].as_str()?
+        ))
     })
     .await;
     for part in ["model typo", NO_SERVER, "\"sklearm\"", "\"sklearn\""] {

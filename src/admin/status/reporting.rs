@@ -4,14 +4,11 @@ use super::{
     Capabilities, Capacity, CapacitySource, DrainStatus, Finding, Restoring, WorkerStatus,
 };
 use crate::capability;
-use crate::endpoint::Protocol;
-use crate::health::{Reason, State};
+use crate::doctor;
 use crate::prestop::judge::Phase;
-use crate::readiness::Condition;
 use crate::registration::{Check, Registration};
 use crate::state::Shared;
 use crate::subscription::status::Status;
-use crate::view::{Endpoint, Usable};
 use crate::worker::record::Workers;
 
 fn status(shared: &Shared) -> Option<Status> {
@@ -144,69 +141,17 @@ pub(super) fn worker(shared: &Shared) -> WorkerStatus {
     }
 }
 
-/// Ports that somebody listens on who has not answered for longer than the grace.
-fn zombies(shared: &Shared) -> impl Iterator<Item = String> + use<> {
-    let (view, now) = (shared.view(), shared.clock.now());
-    Protocol::ALL.into_iter().filter_map(move |protocol| {
-        let silent = |e: &&Endpoint| {
-            e.health.state == State::Down && e.health.reason == Some(Reason::ResponseTimeout)
-        };
-        let endpoint = view.of(protocol).iter().find(silent)?;
-        if view.usable(protocol) != Usable::Down {
-            return None;
-        }
-        let silent_for = now.saturating_sub(endpoint.health.since).as_secs();
-        Some(format!("a process listens on {} and never answers (down for {silent_for} s): a port that was taken at its start, MLSERVER_HOST set to \"::\" or to nothing, or a wedged main process; MLServer ignores SIGTERM in this state, so delete the pod or kill the process", endpoint.candidate))
-    })
-}
-
-/// What is wrong, in words.
-pub(super) fn findings(shared: &Shared, conditions: &[Condition]) -> Vec<Finding> {
-    let finding = |rule: &str, text: String| Finding {
-        rule: rule.into(),
-        text,
-    };
-    let mut all: Vec<Finding> = conditions
-        .iter()
-        .filter(|c| !c.holds || c.reason.starts_with("stalled"))
-        .map(|c| finding(c.name, c.reason.clone()))
-        .collect();
-    all.extend(zombies(shared).map(|text| finding("server-zombie", text)));
-    for (rule, text) in shared.worker.findings() {
-        all.push(finding(rule, text));
+/// A finding as the document shows it.
+pub(super) fn finding(found: &doctor::Finding) -> Finding {
+    Finding {
+        rule: found.rule.clone(),
+        name: found.name.clone(),
+        severity: match found.severity {
+            doctor::Severity::Broken => "broken".into(),
+            doctor::Severity::Warning => "warning".into(),
+        },
+        text: found.text.clone(),
+        fix: found.fix.clone(),
+        evidence: found.evidence.clone(),
     }
-    for name in capabilities(shared).missing {
-        all.push(finding(
-            "declared-not-installed",
-            format!("{name} is declared in SELDON_SERVER_CAPABILITIES and is not installed in the server: a model that requires it and does not bring its own environment will fail to load"),
-        ));
-    }
-    if let Some(status) = status(shared) {
-        if status.mismatches > 0 {
-            all.push(finding(
-                "state-mismatch",
-                format!("the scheduler has refused {} of the agent's events (\"State mismatch\"): memory that it holds back for models that were deleted while they were loading comes back only with the next subscription", status.mismatches),
-            ));
-        }
-        for refused in status.refused {
-            all.push(finding("model-cannot-fit", refused.why));
-        }
-    }
-    for model in registration(shared).map_or_else(Vec::new, |r| r.models) {
-        let mut text = format!("model {} is not available: {}", model.model, model.reason);
-        for missing in &model.requirements {
-            text.push_str(&format!(
-                "; no server of this kind reports {:?}",
-                missing.requirement
-            ));
-            if let Some(nearest) = &missing.nearest {
-                text.push_str(&format!(" (the nearest reported name is {nearest:?})"));
-            }
-        }
-        if let Some(bytes) = model.memory {
-            text.push_str(&format!("; {bytes} bytes of memory are missing"));
-        }
-        all.push(finding("model-not-scheduled", text));
-    }
-    all
 }

@@ -138,7 +138,12 @@ impl To {
                 // A cancelled load leaves the model UNKNOWN for good, as in MLServer.
                 let delay = self.world.load_begins(&named.second);
                 tokio::time::sleep(delay).await;
-                match self.world.load_ends(&named.second) {
+                let ended = self.world.load_ends(&named.second);
+                if let Some(why) = self.world.settings().load_error.clone() {
+                    self.world.put(&named.second, UNAVAILABLE);
+                    return Ok(self.status(INVALID_ARGUMENT, &why));
+                }
+                match ended {
                     Ok(()) => self.message(&()),
                     Err(error) => self.status(FAILED_PRECONDITION, &error),
                 }

@@ -27,6 +27,7 @@ pub(super) struct Settings {
     pub(super) ready: bool,
     pub(super) models: Vec<Model>,
     pub(super) load_delay: Duration,
+    pub(super) load_error: Option<String>,
     pub(super) idle_close: Duration,
     pub(super) said: Option<String>,
     /// Models whose files are not there.
@@ -48,6 +49,7 @@ impl Default for Settings {
                 state: READY.into(),
             }],
             load_delay: Duration::ZERO,
+            load_error: None,
             idle_close: Duration::from_secs(5),
             said: None,
             broken: Vec::new(),

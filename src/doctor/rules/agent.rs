@@ -1,0 +1,232 @@
+//! The shim itself, and the agent: does it run, and does it go through the shim?
+
+use crate::doctor::evidence::{Evidence, Vantage};
+use crate::doctor::rule::{Found, Kind, Link, Need, Rule, Verdict};
+
+/// How long an agent may take to subscribe once everything is there for it.
+const PATIENCE_S: f64 = 60.0;
+
+/// The rules.
+pub const RULES: &[Rule] = &[
+    Rule {
+        id: "AS020",
+        name: "shim-unreachable",
+        link: Link::Shim,
+        kind: Kind::Cause,
+        title: "the shim does not answer",
+        symptoms: &["no answer from http://127.0.0.1:9680/status"],
+        needs: &[],
+        rules_out: &[],
+        fix: "kubectl logs POD -c agent-shim --previous",
+        check: shim_unreachable,
+    },
+    Rule {
+        id: "AS021",
+        name: "shim-stopping",
+        link: Link::Shim,
+        kind: Kind::Cause,
+        title: "the shim was told to stop",
+        symptoms: &["told to stop", "the shim was told to stop"],
+        needs: &[Need::Status],
+        rules_out: &["agent-draining", "agent-not-subscribed"],
+        fix: "nothing, where the pod is being ended; else look who sent SIGTERM (kubectl describe pod POD)",
+        check: shim_stopping,
+    },
+    Rule {
+        id: "AS030",
+        name: "agent-past-the-shim",
+        link: Link::Agent,
+        kind: Kind::Cause,
+        title: "the agent does not go through the shim",
+        symptoms: &["the agent has not subscribed, or its subscription has ended"],
+        needs: &[Need::Subscription],
+        rules_out: &["agent-not-subscribed", "not-registered"],
+        fix: "give the agent SELDON_SERVER_HTTP_PORT=9600, SELDON_SERVER_GRPC_PORT=9650, SELDON_SCHEDULER_HOST=127.0.0.1 and SELDON_SCHEDULER_PORT=9605",
+        check: past_the_shim,
+    },
+    Rule {
+        id: "AS031",
+        name: "agent-stuck",
+        link: Link::Agent,
+        kind: Kind::Cause,
+        title: "the agent is alive and stuck",
+        symptoms: &[
+            "Readiness probe failed: HTTP probe failed with statuscode: 404",
+            "Stopping control loop",
+        ],
+        needs: &[Need::Agent],
+        rules_out: &["agent-not-subscribed"],
+        fix: "restart the agent's container: kubectl exec POD -c agent -- kill 1",
+        check: stuck,
+    },
+    Rule {
+        id: "AS032",
+        name: "agent-not-subscribed",
+        link: Link::Agent,
+        kind: Kind::Effect,
+        title: "the agent does not subscribe",
+        symptoms: &[
+            "All critical agent subservices ready",
+            "Starting control loop",
+        ],
+        needs: &[Need::Subscription],
+        rules_out: &[],
+        fix: "kubectl logs POD -c agent",
+        check: not_subscribed,
+    },
+    Rule {
+        id: "AS033",
+        name: "agent-draining",
+        link: Link::Agent,
+        kind: Kind::Cause,
+        title: "the agent drains although the pod is not ending",
+        symptoms: &["Draining", "isDraining", "drainer"],
+        needs: &[Need::Subscription],
+        rules_out: &["agent-not-subscribed", "not-registered"],
+        fix: "restart the agent's container: its drain never ends by itself",
+        check: draining,
+    },
+];
+
+fn shim_unreachable(e: &Evidence) -> Verdict {
+    let Some(why) = e.missing(Need::Status) else {
+        let mode = e.status.as_ref().map_or("", |s| &s.mode);
+        return Verdict::Clear(format!("it answers, in mode {mode}"));
+    };
+    if e.vantage != Vantage::Pod {
+        return Verdict::Unknown(why);
+    }
+    Found::broken(
+        "the shim of this pod does not answer on its admin port",
+        "kubectl logs POD -c agent-shim --previous; kubectl logs POD -c agent-shim",
+    )
+    .seen(why)
+    .into()
+}
+
+fn shim_stopping(e: &Evidence) -> Verdict {
+    if !e.status.as_ref().is_some_and(|s| s.around.stopping) {
+        return Verdict::CLEAR;
+    }
+    Found::broken(
+        "the shim was told to stop: the pod is ending, and its replica is leaving the scheduler",
+        "kubectl describe pod POD   # who ends it: a scale-down, an eviction, a new version?",
+    )
+    .into()
+}
+
+fn setting<'a>(e: &'a Evidence, of: &str, name: &str) -> Option<&'a str> {
+    // Of a name that is set twice the later one wins in the container.
+    let found = e.environment.iter().rev();
+    let mut found = found.filter(|v| v.of == of && v.name == name);
+    found.next().map(|v| v.value.as_str())
+}
+
+fn past_the_shim(e: &Evidence) -> Verdict {
+    let Some(s) = e.subscription() else {
+        return Verdict::CLEAR;
+    };
+    if s.phase != "none" {
+        return Verdict::CLEAR;
+    }
+    let fix = "on the agent container: SELDON_SCHEDULER_HOST: \"127.0.0.1\", SELDON_SCHEDULER_PORT: \"9605\", SELDON_SERVER_HTTP_PORT: \"9600\", SELDON_SERVER_GRPC_PORT: \"9650\"";
+    let port = setting(e, "agent", "SELDON_SCHEDULER_PORT");
+    let host = setting(e, "agent", "SELDON_SCHEDULER_HOST");
+    let own = setting(e, "agent-shim", "SHIM_AGENT_PORT").unwrap_or("9605");
+    if port.is_some() || host.is_some() {
+        let (host, port) = (host.unwrap_or("0.0.0.0"), port.unwrap_or("9005"));
+        if port == own {
+            return Verdict::CLEAR;
+        }
+        return Found::broken(
+            format!("the agent goes to the scheduler at {host}:{port} itself, past the shim: nothing that it reports is corrected"),
+            fix,
+        )
+        .seen(format!("agent: SELDON_SCHEDULER_HOST={host} SELDON_SCHEDULER_PORT={port}"))
+        .into();
+    }
+    // Without its environment the scheduler can tell: it lists a replica that never came by here.
+    let listed = !s.server.is_empty() && e.our_replica().is_some() && s.for_s > PATIENCE_S;
+    if listed {
+        return Found::broken(
+            format!("the scheduler lists {} although its agent is not subscribed through the shim: it goes past it", e.who()),
+            fix,
+        )
+        .into();
+    }
+    Verdict::CLEAR
+}
+
+fn stuck(e: &Evidence) -> Verdict {
+    let Some(agent) = &e.agent else {
+        return Verdict::CLEAR;
+    };
+    match agent.ready {
+        Some(200) => Verdict::Clear("the agent says that it is ready".into()),
+        None => match &agent.ready_error {
+            Some(why) => Verdict::Unknown(format!(
+                "the agent's readiness on 9008 (releases before 2.9.1 have none): {why}"
+            )),
+            None => Verdict::CLEAR,
+        },
+        Some(code) => {
+            let reached = e
+                .agent_service()
+                .is_none_or(|p| p.outcome == crate::doctor::evidence::PortOutcome::Connected);
+            let waiting = e.subscription().is_some_and(|s| s.phase == "held");
+            if !e.server_up() || !reached || waiting {
+                // It says so because of something else.
+                return Verdict::CLEAR;
+            }
+            Found::broken(
+                format!("the agent answers {code} on its readiness port although the server answers and the scheduler can be reached: it has given up and does not end"),
+                "kubectl exec POD -c agent -- kill 1   # and give it a livenessProbe on the shim: GET :9680/livez/agent",
+            )
+            .seen(format!("GET http://127.0.0.1:9008/ready: {code}"))
+            .into()
+        }
+    }
+}
+
+fn not_subscribed(e: &Evidence) -> Verdict {
+    let Some(s) = e.subscription() else {
+        return Verdict::CLEAR;
+    };
+    match s.phase.as_str() {
+        "none" if !e.server_up() => Verdict::CLEAR,
+        "none" if s.for_s < PATIENCE_S => Verdict::Unknown(format!(
+            "the agent has not subscribed for {:.0}s; it is given {PATIENCE_S:.0}s",
+            s.for_s
+        )),
+        "none" => Found::broken(
+            format!("the agent has not subscribed for {:.0}s although the server answers: it is not running, waits for its other services, or goes past the shim", s.for_s),
+            "kubectl logs POD -c agent; its SELDON_SCHEDULER_HOST and SELDON_SCHEDULER_PORT must be those of the shim (127.0.0.1, 9605)",
+        )
+        .into(),
+        "held" => {
+            let what = s.detail.clone().unwrap_or_default();
+            let found = format!("the agent's subscription is held for {what}, for {:.0}s now", s.for_s);
+            if e.server_up() && s.for_s < PATIENCE_S {
+                return Verdict::Unknown(found);
+            }
+            Found::broken(found, "mend what it waits for; it goes on by itself after SHIM_SUBSCRIBE_HOLD").into()
+        }
+        _ => Verdict::Clear("the agent goes through the shim".into()),
+    }
+}
+
+fn draining(e: &Evidence) -> Verdict {
+    let stopping = e.status.as_ref().is_some_and(|s| s.around.stopping);
+    let Some(since) = e.subscription().and_then(|s| s.draining_s) else {
+        return Verdict::CLEAR;
+    };
+    if stopping {
+        return Verdict::CLEAR;
+    }
+    Found::broken(
+        format!("the agent drained {} {since:.0}s ago although the pod is not ending: the scheduler places nothing on it any more", e.who()),
+        "kubectl exec POD -c agent -- kill 1   # three calls of /terminate on 9007 within 100 ms begin a drain: look for preStop hooks of containers that only restarted",
+    )
+    .seen(format!("the agent's AgentDrain passed through the shim {since:.0}s ago, without SIGTERM"))
+    .into()
+}
