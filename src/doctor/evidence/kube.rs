@@ -24,6 +24,8 @@ pub struct KubeFacts {
     pub namespace_labels: Labels,
     /// The namespace of the scheduler.
     pub scheduler_namespace: String,
+    /// Whether a setting says so; else it is only looked for beside the Server.
+    pub scheduler_known: bool,
     /// Its labels.
     pub scheduler_labels: Labels,
     /// The operator's namespace, where it is known: the only one in which ServerConfigs count.

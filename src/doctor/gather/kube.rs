@@ -231,6 +231,11 @@ pub async fn gather(ask: &Ask) -> Result<KubeFacts, String> {
     let mut facts = KubeFacts {
         namespace: at.namespace.clone(),
         scheduler_namespace: at.scheduler.clone(),
+        // A bare name leads to the Server's own namespace; an address leads anywhere.
+        scheduler_known: ask
+            .scheduler
+            .as_deref()
+            .is_some_and(|host| namespace_of(host).is_some() || !host.contains(['.', ':'])),
         operator_namespace: at.operator.clone(),
         server: ask.server.clone(),
         ..KubeFacts::default()

@@ -476,6 +476,7 @@ async fn the_command_finds_what_is_wrong_in_the_cluster() {
             .arg("--kubeconfig")
             .arg(cluster.kubeconfig())
             .args(["--operator-namespace", "seldon-system"])
+            .env("SHIM_SCHEDULER", "seldon-scheduler.seldon-system:9005")
             .args(format)
             .kill_on_drop(true);
         within("the command", command.output()).await.unwrap()

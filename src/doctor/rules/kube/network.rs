@@ -102,6 +102,7 @@ fn no_scheduler(e: &Evidence) -> Checked {
     let (text, fix) = match k.scheduler_pods.first() {
         // Another Service than the usual one may still lead to a scheduler.
         None if k.scheduler_ready.unwrap_or(0) > 0 => return Ok(Verdict::CLEAR),
+        None if !k.scheduler_known => return Err(elsewhere()),
         None => (
             format!("there is no scheduler in namespace {ns}"),
             format!(
@@ -120,6 +121,13 @@ fn no_scheduler(e: &Evidence) -> Checked {
     Ok(Found::broken(text, fix).all_seen(seen).into())
 }
 
+fn elsewhere() -> Verdict {
+    Verdict::Unknown(
+        "in which namespace the scheduler is, is not known: give --scheduler NAME.NAMESPACE:9005"
+            .into(),
+    )
+}
+
 fn state(pod: &PodFact) -> String {
     let waiting = pod.containers.iter().find_map(|c| c.waiting.as_ref());
     let why = pod.unschedulable.clone().or(pod.reason.clone());
@@ -132,6 +140,9 @@ fn state(pod: &PodFact) -> String {
 
 fn blocks_scheduler(e: &Evidence) -> Checked {
     let k = facts(e, &["pods", "networkpolicies"])?;
+    if !k.scheduler_known && k.scheduler_pods.is_empty() && !k.policies.is_empty() {
+        return Err(elsewhere());
+    }
     let namespace = scheduler_labels(k);
     let labels = match k.scheduler_pods.first() {
         Some(pod) => pod.labels.clone(),

@@ -60,6 +60,7 @@ fn healthy() -> Evidence {
     let kube = KubeFacts {
         namespace: "ml".into(),
         scheduler_namespace: "seldon-system".into(),
+        scheduler_known: true,
         operator_namespace: Some("seldon-system".into()),
         server: Some("mlserver".into()),
         servers: vec![ServerFact {
@@ -501,6 +502,26 @@ fn every_fault_of_the_network_has_its_rule() {
     let diagnosis = diagnose(&e, table());
     assert_eq!(diagnosis.findings().count(), 0);
     assert!(diagnosis.unchecked[0].why.contains("ranges of addresses"));
+}
+
+#[test]
+fn a_scheduler_that_may_be_elsewhere_is_not_called_missing() {
+    let mut e = healthy();
+    let k = e.kube.as_mut().unwrap();
+    k.scheduler_known = false;
+    k.scheduler_pods.clear();
+    k.scheduler_ready = None;
+    k.policies.push(policy(
+        json!([{"ports": [{"port": 53, "protocol": "UDP"}]}]),
+    ));
+    let diagnosis = diagnose(&e, table());
+    assert_eq!(diagnosis.findings().count(), 0);
+    assert!(
+        diagnosis
+            .unchecked
+            .iter()
+            .any(|u| u.why.contains("give --scheduler"))
+    );
 }
 
 #[test]
