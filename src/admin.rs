@@ -105,6 +105,8 @@ impl Admin {
             "/readyz" => self.probe(Probe::Ready, verbose),
             "/startupz" => self.probe(Probe::Startup, verbose),
             "/metrics" => {
+                // Nobody else asks for these between two scrapes.
+                self.shared.remote_conditions();
                 let mut response = Response::new(body(self.metrics.render()));
                 response.headers_mut().insert(
                     CONTENT_TYPE,

@@ -17,7 +17,7 @@ use crate::models::Inventory;
 use crate::observer::Observed;
 use crate::prober::Watching;
 use crate::readiness::{Condition, Facts, NAMES, body, conditions, ready, started};
-use crate::registration::Registration;
+use crate::registration::{Registration, judge};
 use crate::subscription::status::Status;
 use crate::view::View;
 
@@ -111,9 +111,15 @@ impl Shared {
             return Vec::new();
         };
         let conditions = scheduler.registration.borrow().conditions.clone();
-        for condition in &conditions {
-            let holds = i64::from(condition.holds);
-            self.gauge.with_label_values(&[condition.name]).set(holds);
+        for name in judge::NAMES {
+            match conditions.iter().find(|c| c.name == name) {
+                Some(c) => self
+                    .gauge
+                    .with_label_values(&[name])
+                    .set(i64::from(c.holds)),
+                // What cannot be checked now is not said, rather than said as it was.
+                None => drop(self.gauge.remove_label_values(&[name])),
+            }
         }
         conditions
     }
