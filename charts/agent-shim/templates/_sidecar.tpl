@@ -1,12 +1,24 @@
 {{/*
 The shim's container and what goes with it. `agent-shim inject` makes the same; a test compares the two.
 */}}
+
+{{/* A setting of the shim: sidecar.env's, else the program's own default, which is given. */}}
+{{- define "agent-shim.setting" -}}
+{{- $root := index . 0 -}}
+{{- get $root.Values.sidecar.env (index . 1) | default (index . 2) | toString -}}
+{{- end -}}
+
+{{/* The address at which the agent finds the shim: the first that it listens on. */}}
+{{- define "agent-shim.listenHost" -}}
+{{- $first := include "agent-shim.setting" (list . "SHIM_RELAY_LISTEN" "127.0.0.1") | splitList "," | first | trim -}}
+{{- if eq $first "0.0.0.0" -}}127.0.0.1{{- else if eq $first "::" -}}::1{{- else -}}{{ $first }}{{- end -}}
+{{- end -}}
+
 {{- define "agent-shim.container" -}}
+{{- $admin := include "agent-shim.setting" (list . "SHIM_ADMIN_PORT" "9680") -}}
 name: agent-shim
 image: {{ include "agent-shim.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
-args:
-  - run
 {{- if .Values.sidecar.native }}
 restartPolicy: Always
 {{- end }}
@@ -19,124 +31,149 @@ env:
     valueFrom:
       fieldRef:
         fieldPath: status.podIPs
-  - name: SHIM_MEMORY_REQUEST
-    valueFrom:
-      resourceFieldRef:
-        containerName: {{ .Values.sidecar.inferenceContainer }}
-        resource: requests.memory
-  - name: SHIM_MEMORY_LIMIT
-    valueFrom:
-      resourceFieldRef:
-        containerName: {{ .Values.sidecar.inferenceContainer }}
-        resource: limits.memory
-  - name: SHIM_SCHEDULER
-    value: {{ include "agent-shim.schedulerAgent" . | quote }}
-  - name: SHIM_SCHEDULER_STATUS
-    value: {{ include "agent-shim.schedulerStatus" . | quote }}
-{{- if .Values.scheduler.tls.enabled }}
-  - name: SHIM_SCHEDULER_TLS
-    value: "on"
-  - name: SHIM_SCHEDULER_CA_FILE
-    value: /etc/agent-shim/scheduler-ca/ca.crt
-  - name: SHIM_SCHEDULER_CERT_FILE
-    value: /etc/agent-shim/client/tls.crt
-  - name: SHIM_SCHEDULER_KEY_FILE
-    value: /etc/agent-shim/client/tls.key
-{{- end }}
-{{- with .Values.sidecar.env }}
-{{- include "agent-shim.env" . | indent 2 }}
-{{- end }}
+  {{- include "agent-shim.memory" (list . "SHIM_MEMORY_REQUEST" "requests.memory") }}
+  {{- include "agent-shim.memory" (list . "SHIM_MEMORY_LIMIT" "limits.memory") }}
+  {{- if .Values.scheduler.interpose }}
+  {{- if .Values.scheduler.tls.enabled }}
+  {{- include "agent-shim.derived" (list . "SHIM_SCHEDULER_TLS" "on") }}
+  {{- include "agent-shim.derived" (list . "SHIM_SCHEDULER_CA_FILE" "/etc/agent-shim/tls/server/ca.crt") }}
+  {{- include "agent-shim.derived" (list . "SHIM_SCHEDULER_CERT_FILE" "/etc/agent-shim/tls/client/tls.crt") }}
+  {{- include "agent-shim.derived" (list . "SHIM_SCHEDULER_KEY_FILE" "/etc/agent-shim/tls/client/tls.key") }}
+  {{- end }}
+  {{- include "agent-shim.derived" (list . "SHIM_SCHEDULER" (include "agent-shim.schedulerAgent" .)) }}
+  {{- include "agent-shim.derived" (list . "SHIM_SCHEDULER_STATUS" (include "agent-shim.schedulerStatus" .)) }}
+  {{- end }}
+  {{- with .Values.sidecar.env }}
+  {{- include "agent-shim.env" . | indent 2 }}
+  {{- end }}
 ports:
   - name: shim-admin
-    containerPort: 9680
+    containerPort: {{ $admin }}
     protocol: TCP
+resources:
+  {{- toYaml .Values.sidecar.resources | nindent 2 }}
+# Never waits for the server: that one may not even have started.
 startupProbe:
   httpGet:
     path: /startupz
-    port: shim-admin
+    port: {{ $admin }}
   periodSeconds: 1
   timeoutSeconds: 2
-  failureThreshold: 60
+  failureThreshold: {{ .Values.sidecar.startupSeconds }}
 readinessProbe:
   httpGet:
     path: /readyz
-    port: shim-admin
+    port: {{ $admin }}
   periodSeconds: 5
   timeoutSeconds: 2
   failureThreshold: 2
+# Slow: a restart of the shim cuts every call it carries.
 livenessProbe:
   httpGet:
     path: /livez
-    port: shim-admin
+    port: {{ $admin }}
   periodSeconds: 10
-  timeoutSeconds: 2
+  timeoutSeconds: 5
   failureThreshold: 3
-resources:
-  {{- toYaml .Values.sidecar.resources | nindent 2 }}
 securityContext:
   {{- include "agent-shim.restricted" . | nindent 2 }}
   readOnlyRootFilesystem: true
   runAsNonRoot: true
   seccompProfile:
     type: RuntimeDefault
-{{- if .Values.scheduler.tls.enabled }}
+terminationMessagePolicy: FallbackToLogsOnError
+{{- if include "agent-shim.tls" . }}
 volumeMounts:
-  - name: agent-shim-client
-    mountPath: /etc/agent-shim/client
+  - name: agent-shim-tls-client
+    mountPath: /etc/agent-shim/tls/client
     readOnly: true
-  - name: agent-shim-scheduler-ca
-    mountPath: /etc/agent-shim/scheduler-ca
+  - name: agent-shim-tls-server
+    mountPath: /etc/agent-shim/tls/server
     readOnly: true
 {{- end }}
+{{- end -}}
+
+{{/* Not empty where the shim speaks TLS to the scheduler. */}}
+{{- define "agent-shim.tls" -}}
+{{- if and .Values.scheduler.interpose .Values.scheduler.tls.enabled }}yes{{ end -}}
+{{- end -}}
+
+{{/* A variable that sidecar.env may replace: no name may stand twice. */}}
+{{- define "agent-shim.derived" -}}
+{{- $root := index . 0 -}}
+{{- if not (hasKey $root.Values.sidecar.env (index . 1)) }}
+  - name: {{ index . 1 }}
+    value: {{ index . 2 | quote }}
+{{- end -}}
+{{- end -}}
+
+{{- define "agent-shim.memory" -}}
+{{- $root := index . 0 -}}
+{{- if not (hasKey $root.Values.sidecar.env (index . 1)) }}
+  - name: {{ index . 1 }}
+    valueFrom:
+      resourceFieldRef:
+        containerName: {{ $root.Values.sidecar.inferenceContainer }}
+        resource: {{ index . 2 }}
+{{- end -}}
 {{- end -}}
 
 {{/* What the agent is told instead of server and scheduler. */}}
 {{- define "agent-shim.agentEnv" -}}
 - name: SELDON_SERVER_HTTP_PORT
-  value: "9600"
+  value: {{ include "agent-shim.setting" (list . "SHIM_RELAY_HTTP_PORT" "9600") | quote }}
 - name: SELDON_SERVER_GRPC_PORT
-  value: "9650"
+  value: {{ include "agent-shim.setting" (list . "SHIM_RELAY_GRPC_PORT" "9650") | quote }}
+{{- if .Values.scheduler.interpose }}
 - name: SELDON_SCHEDULER_HOST
-  value: 127.0.0.1
+  value: {{ include "agent-shim.listenHost" . | quote }}
 - name: SELDON_SCHEDULER_PORT
-  value: "9605"
+  value: {{ include "agent-shim.setting" (list . "SHIM_AGENT_PORT" "9605") | quote }}
 {{- if .Values.scheduler.tls.enabled }}
 - name: CONTROL_PLANE_SECURITY_PROTOCOL
   value: PLAINTEXT
 {{- end }}
+{{- end }}
 {{- end -}}
 
+{{/* The agent reads secrets through the API; the shim has no token, so the pod mounts them. */}}
 {{- define "agent-shim.volumes" -}}
-- name: agent-shim-client
+- name: agent-shim-tls-client
   secret:
     secretName: {{ .Values.scheduler.tls.clientSecret }}
-    items:
-      - key: tls.crt
-        path: tls.crt
-      - key: tls.key
-        path: tls.key
-- name: agent-shim-scheduler-ca
+- name: agent-shim-tls-server
   secret:
     secretName: {{ .Values.scheduler.tls.caSecret }}
-    items:
-      - key: ca.crt
-        path: ca.crt
+{{- end -}}
+
+{{/* Restarts an agent that has given up without ending; the shim judges it. */}}
+{{- define "agent-shim.watchdog" -}}
+livenessProbe:
+  httpGet:
+    path: /livez/agent
+    port: {{ include "agent-shim.setting" (list . "SHIM_ADMIN_PORT" "9680") }}
+  periodSeconds: 15
+  timeoutSeconds: 5
+  failureThreshold: 4
 {{- end -}}
 
 {{/* The podSpec fragment: what is laid over a ServerConfig's podSpec. */}}
 {{- define "agent-shim.podSpec" -}}
 {{- if .Values.sidecar.native }}
 initContainers:
-  - {{- include "agent-shim.container" . | nindent 4 }}
+  - {{ include "agent-shim.container" . | indent 4 | trim }}
 {{- end }}
 containers:
   - name: {{ .Values.sidecar.agentContainer }}
     env:
       {{- include "agent-shim.agentEnv" . | nindent 6 }}
+    {{- if .Values.sidecar.agentWatchdog }}
+    {{- include "agent-shim.watchdog" . | nindent 4 }}
+    {{- end }}
 {{- if not .Values.sidecar.native }}
-  - {{- include "agent-shim.container" . | nindent 4 }}
+  - {{ include "agent-shim.container" . | indent 4 | trim }}
 {{- end }}
-{{- if .Values.scheduler.tls.enabled }}
+{{- if include "agent-shim.tls" . }}
 volumes:
   {{- include "agent-shim.volumes" . | nindent 2 }}
 {{- end }}
