@@ -82,6 +82,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(value, place, words):
         (("certificates.mode=generate",), "certificates.mode generate needs a cluster to look in"),
         (("mode=server", 'server.containers.agent.env.SELDON_SCHEDULER_HOST="x"'), "SELDON_SCHEDULER_HOST is set by the chart"),
         (("mode=server", "server.containers.agent-shim.image=x"), "agent-shim is set by sidecar"),
+        (("scheduler.port=9005",), "are about scheduler.host"),
         (("mode=serverConfig", "sidecar.inferenceContainer=triton"), "mode serverConfig names its own containers"),
     ],
 )
