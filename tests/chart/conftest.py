@@ -51,15 +51,25 @@ def template_args(values=(), sets=(), namespace=NAMESPACE, release="shim"):
     return args
 
 
-def text(values=(), sets=(), **kw):
+def rendered(values=(), sets=(), **kw):
+    """What helm prints now."""
     done = helm(*template_args(values, sets, **kw))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+# Helm takes a good part of a second for each call, so most tests look at what it printed before.
+_remembered = functools.lru_cache(maxsize=None)(lambda values, sets, kw: rendered(values, sets, **dict(kw)))
+
+
+def text(values=(), sets=(), **kw):
+    """What helm prints."""
+    return _remembered(tuple(values), tuple(sets), tuple(kw.items()))
+
+
 @functools.lru_cache(maxsize=None)
 def _documents(values, sets, kw):
-    return [d for d in yaml.safe_load_all(text(values, sets, **dict(kw))) if d]
+    return [d for d in yaml.load_all(_remembered(values, sets, kw), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if d]
 
 
 def documents(values=(), sets=(), **kw):
@@ -95,7 +105,7 @@ CASES = {
 @pytest.fixture(scope="session")
 def shim():
     """The program, as `make` builds it."""
-    binary = ROOT / "target" / "debug" / "agent-shim"
+    binary = Path(os.environ.get("AGENT_SHIM", ROOT / "target" / "debug" / "agent-shim"))
     if not binary.exists():
         pytest.skip("target/debug/agent-shim is not built")
     return str(binary)

@@ -1,6 +1,8 @@
 #!/bin/sh
-# What the tests of chart and image want: a virtual environment, helm, kustomize. Takes milliseconds when they are there.
-# What cannot be had is said, and the tests that want it say that they were skipped.
+# What the tests of chart and image want: a virtual environment, helm, kustomize; with the word `image`, buildah. Takes
+# milliseconds when they are there. What cannot be had is said, and the tests that want it say that they were skipped.
+#
+#   tests/chart/setup.sh [image]
 #
 #   CHART_VENV   where the environment is put   (default: target/chart-venv of the repository)
 #   PYTHON       what to build it with          (default: the first Python from 3.10 on)
@@ -49,14 +51,26 @@ install_tool() {
     fi
 }
 
+if [ "${1:-}" = image ] && ! command -v buildah >/dev/null 2>&1; then
+    # Its libraries and its policy come with it, so unpacking the package alone would not do.
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        { apt-get install -y -qq --no-install-recommends buildah || { apt-get update -qq && apt-get install -y -qq --no-install-recommends buildah; }; } >/dev/null 2>&1 ||
+            say "buildah is not here and could not be installed: the final stage of the image is not built"
+    else
+        say "buildah is not here: the final stage of the image is not built"
+    fi
+fi
+
 mkdir -p "$tools"
 if command -v flock >/dev/null; then
     exec 8>"$venv.lock"
     flock 8
 fi
-install_tool helm helm.sh/helm/v3/cmd/helm "$helm_version"
-# kubectl has kustomize in it.
-command -v kubectl >/dev/null 2>&1 || install_tool kustomize sigs.k8s.io/kustomize/kustomize/v5 "$kustomize_version"
+if [ "${1:-}" != image ]; then
+    install_tool helm helm.sh/helm/v3/cmd/helm "$helm_version"
+    # kubectl has kustomize in it.
+    command -v kubectl >/dev/null 2>&1 || install_tool kustomize sigs.k8s.io/kustomize/kustomize/v5 "$kustomize_version"
+fi
 
 key=$(sha256sum <"$requirements" | cut -d' ' -f1)
 if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ] && usable "$venv/bin/python"; then
