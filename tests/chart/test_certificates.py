@@ -1,4 +1,4 @@
-"""`certificates.mode: generate`, against an API server that knows what helm asks for and nothing else."""
+"""Installing, and `certificates.mode: generate`, against an API server that knows what helm asks for and nothing else."""
 
 import base64
 import http.server
@@ -15,22 +15,42 @@ pytestmark = needs_helm
 SECRET = "shim-agent-shim-webhook-tls"
 
 
+# What is in the releases of this chart, as an API server lists it.
+KINDS = {
+    "v1": ["Secret", "Namespace", "ConfigMap", "Service", "ServiceAccount"],
+    "apps/v1": ["Deployment"],
+    "policy/v1": ["PodDisruptionBudget"],
+    "networking.k8s.io/v1": ["NetworkPolicy"],
+    "admissionregistration.k8s.io/v1": ["MutatingWebhookConfiguration"],
+    "mlops.seldon.io/v1alpha1": ["Server", "ServerConfig"],
+}
+
+
+def group(name, version):
+    one = {"groupVersion": f"{name}/{version}", "version": version}
+    return {"name": name, "versions": [one], "preferredVersion": one}
+
+
+def resource(kind_):
+    plural = kind_.lower().replace("policy", "policie") + "s"
+    return {"name": plural, "namespaced": kind_ not in ("Namespace", "MutatingWebhookConfiguration"), "kind": kind_, "verbs": ["get", "list"]}
+
+
 class Cluster(http.server.BaseHTTPRequestHandler):
     secrets = {}
 
     def do_GET(self):
         path = self.path.split("?")[0]
-        core = {"kind": "APIResourceList", "groupVersion": "v1", "resources": [
-            {"name": "secrets", "namespaced": True, "kind": "Secret", "verbs": ["get"]}, {"name": "namespaces", "namespaced": False, "kind": "Namespace", "verbs": ["get"]},
-        ]}
         prefix = f"/api/v1/namespaces/{NAMESPACE}/secrets/"
         answers = {
             "/version": {"major": "1", "minor": "33", "gitVersion": "v1.33.0"},
             "/api": {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []},
-            "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": []},
-            "/api/v1": core,
+            "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group(*v.split("/")) for v in KINDS if v != "v1"]},
+            prefix.rstrip("/"): {"kind": "SecretList", "apiVersion": "v1", "metadata": {}, "items": []},
             "/api/v1/namespaces/kube-system": {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system"}},
         }
+        for version, kinds in KINDS.items():
+            answers[f"/api/{version}" if version == "v1" else f"/apis/{version}"] = {"kind": "APIResourceList", "groupVersion": version, "resources": [resource(k) for k in kinds]}
         answer = answers.get(path)
         if path.startswith(prefix):
             answer = self.secrets.get(path.removeprefix(prefix))
@@ -67,6 +87,15 @@ def cluster(tmp_path):
         assert done.returncode == 0, done.stderr
         return [d for d in yaml.safe_load_all(done.stdout) if d]
 
+    def install(*sets):
+        args = ["install", "shim", str(CHART), "--namespace", NAMESPACE, "--dry-run=server", "--disable-openapi-validation", "--kubeconfig", str(config)]
+        for one in sets:
+            args += ["--set", one]
+        done = helm(*args, env={"HOME": str(tmp_path)})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    render.install = install
     yield server.RequestHandlerClass.secrets, render
     server.shutdown()
     server.server_close()
@@ -131,3 +160,19 @@ def test_half_a_secret_is_made_whole(cluster):
 def test_the_secret_goes_with_the_release(cluster):
     _, render = cluster
     assert "annotations" not in kind(render(), "Secret")["metadata"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("webhook", "label servers.mlops.seldon.io/NAME agent-shim.io/inject=enabled"),
+        ("server", f"kubectl -n {NAMESPACE} exec mlserver-0 -c agent-shim -- agent-shim status"),
+        ("serverConfig", "serverConfig: mlserver-agent-shim"),
+        ("snippet", "get configmap shim-agent-shim-snippet"),
+    ],
+)
+def test_helm_install_says_what_comes_next(mode, says, cluster):
+    _, render = cluster
+    said = render.install(f"mode={mode}", "certificates.mode=generate")
+    notes = said.split("NOTES:")[1]
+    assert says in notes and "<no value>" not in notes
