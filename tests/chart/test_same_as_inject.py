@@ -24,7 +24,8 @@ CASES = {
     "watched-and-shared": ("sidecar.agentWatchdog=true", "sidecar.shareProcessNamespace=true", "sidecar.startupSeconds=90"),
     "other-ports": ('sidecar.env={"SHIM_ADMIN_PORT":"9690","SHIM_RELAY_HTTP_PORT":"9610","SHIM_RELAY_GRPC_PORT":"9660","SHIM_AGENT_PORT":"9615","SHIM_LOG":"debug"}',),
     "own-settings": ('sidecar.env={"SHIM_SCHEDULER":"a:1,b:2","SHIM_MEMORY_LIMIT":"1Gi","SHIM_MEMORY_RESERVED":"10%"}',),
-    "resources": ('sidecar.resources={"requests":{"cpu":"1m","memory":"16Mi"},"limits":{"cpu":"2","memory":"1Gi"}}', "image.pullPolicy=Always", "image.tag=9"),
+    "off-by-a-setting": ('sidecar.env={"SHIM_SCHEDULER":""}', "scheduler.tls.enabled=true"),
+    "resources": ('sidecar.resources={"requests":{"cpu":"1m","memory":"16Mi"},"limits":{"cpu":"2","memory":"1Gi"}}', "image.pullPolicy=Always", "image.tag=v9"),
 }
 OURS = ("agent-shim.io/injected", "agent-shim.io/original")
 

@@ -95,7 +95,12 @@ capabilities:
 {{- define "agent-shim.schedulerStatus" -}}
 {{- $port := int .Values.scheduler.statusPort -}}
 {{- if not $port }}{{ $port = ternary 9044 9004 .Values.scheduler.tls.enabled }}{{ end -}}
-{{- include "agent-shim.hostPort" (list (include "agent-shim.schedulerHost" .) $port) -}}
+{{- $host := include "agent-shim.schedulerHost" . -}}
+{{- $own := get .Values.sidecar.env "SHIM_SCHEDULER" | default "" -}}
+{{- if and $own (not .Values.scheduler.host) -}}
+{{- $host = regexReplaceAll ":[0-9]+$" (splitList "," $own | first | trim) "" -}}
+{{- end -}}
+{{- include "agent-shim.hostPort" (list $host $port) -}}
 {{- end -}}
 
 {{- define "agent-shim.certificateSecret" -}}

@@ -14,6 +14,12 @@ The shim's container and what goes with it. `agent-shim inject` makes the same; 
 {{- if eq $first "0.0.0.0" -}}127.0.0.1{{- else if eq $first "::" -}}::1{{- else -}}{{ $first }}{{- end -}}
 {{- end -}}
 
+{{/* Not empty where the agent's way to the scheduler goes through the shim; an empty SHIM_SCHEDULER ends that, too. */}}
+{{- define "agent-shim.interposes" -}}
+{{- $off := and (hasKey .Values.sidecar.env "SHIM_SCHEDULER") (eq "" (trim (get .Values.sidecar.env "SHIM_SCHEDULER"))) -}}
+{{- if and .Values.scheduler.interpose (not $off) }}yes{{ end -}}
+{{- end -}}
+
 {{- define "agent-shim.container" -}}
 {{- $admin := include "agent-shim.setting" (list . "SHIM_ADMIN_PORT" "9680") -}}
 name: agent-shim
@@ -33,7 +39,7 @@ env:
         fieldPath: status.podIPs
   {{- include "agent-shim.memory" (list . "SHIM_MEMORY_REQUEST" "requests.memory") }}
   {{- include "agent-shim.memory" (list . "SHIM_MEMORY_LIMIT" "limits.memory") }}
-  {{- if .Values.scheduler.interpose }}
+  {{- if include "agent-shim.interposes" . }}
   {{- if .Values.scheduler.tls.enabled }}
   {{- include "agent-shim.derived" (list . "SHIM_SCHEDULER_TLS" "on") }}
   {{- include "agent-shim.derived" (list . "SHIM_SCHEDULER_CA_FILE" "/etc/agent-shim/tls/server/ca.crt") }}
@@ -43,7 +49,10 @@ env:
   {{- include "agent-shim.derived" (list . "SHIM_SCHEDULER" (include "agent-shim.schedulerAgent" .)) }}
   {{- include "agent-shim.derived" (list . "SHIM_SCHEDULER_STATUS" (include "agent-shim.schedulerStatus" .)) }}
   {{- end }}
-  {{- with .Values.sidecar.env }}
+  {{- $rest := omit .Values.sidecar.env "SHIM_MEMORY_REQUEST" "SHIM_MEMORY_LIMIT" }}
+  {{- if include "agent-shim.interposes" . }}{{ $rest = omit $rest "SHIM_SCHEDULER" "SHIM_SCHEDULER_STATUS" }}{{ end }}
+  {{- if include "agent-shim.tls" . }}{{ $rest = omit $rest "SHIM_SCHEDULER_TLS" "SHIM_SCHEDULER_CA_FILE" "SHIM_SCHEDULER_CERT_FILE" "SHIM_SCHEDULER_KEY_FILE" }}{{ end }}
+  {{- with $rest }}
   {{- include "agent-shim.env" . | indent 2 }}
   {{- end }}
 ports:
@@ -95,22 +104,22 @@ volumeMounts:
 
 {{/* Not empty where the shim speaks TLS to the scheduler. */}}
 {{- define "agent-shim.tls" -}}
-{{- if and .Values.scheduler.interpose .Values.scheduler.tls.enabled }}yes{{ end -}}
+{{- if and (include "agent-shim.interposes" .) .Values.scheduler.tls.enabled }}yes{{ end -}}
 {{- end -}}
 
-{{/* A variable that sidecar.env may replace: no name may stand twice. */}}
+{{/* A variable that sidecar.env may replace, in its place: no name may stand twice. */}}
 {{- define "agent-shim.derived" -}}
-{{- $root := index . 0 -}}
-{{- if not (hasKey $root.Values.sidecar.env (index . 1)) }}
+{{- $env := (index . 0).Values.sidecar.env }}
   - name: {{ index . 1 }}
-    value: {{ index . 2 | quote }}
-{{- end -}}
+    value: {{ ternary (get $env (index . 1)) (index . 2) (hasKey $env (index . 1)) | quote }}
 {{- end -}}
 
 {{- define "agent-shim.memory" -}}
-{{- $root := index . 0 -}}
-{{- if not (hasKey $root.Values.sidecar.env (index . 1)) }}
+{{- $root := index . 0 }}
   - name: {{ index . 1 }}
+{{- if hasKey $root.Values.sidecar.env (index . 1) }}
+    value: {{ get $root.Values.sidecar.env (index . 1) | quote }}
+{{- else }}
     valueFrom:
       resourceFieldRef:
         containerName: {{ $root.Values.sidecar.inferenceContainer }}
@@ -124,7 +133,7 @@ volumeMounts:
   value: {{ include "agent-shim.setting" (list . "SHIM_RELAY_HTTP_PORT" "9600") | quote }}
 - name: SELDON_SERVER_GRPC_PORT
   value: {{ include "agent-shim.setting" (list . "SHIM_RELAY_GRPC_PORT" "9650") | quote }}
-{{- if .Values.scheduler.interpose }}
+{{- if include "agent-shim.interposes" . }}
 - name: SELDON_SCHEDULER_HOST
   value: {{ include "agent-shim.listenHost" . | quote }}
 - name: SELDON_SCHEDULER_PORT
