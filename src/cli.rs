@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, Loaded};
 use crate::{app, telemetry};
 
+pub mod inject;
 pub mod probe;
 pub mod status;
 
@@ -37,6 +38,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Ask a running shim or an inference server one health question, for exec probes
     Probe(probe::ProbeArgs),
+    /// Put the shim into manifests, take it out, or say what is missing
+    Inject(Box<inject::InjectArgs>),
     /// Show the effective settings and where each comes from
     Config(ConfigArgs),
     /// Show the shim at work against a stand-in server, without a cluster
@@ -75,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Run => run(),
         Command::Status(args) => block_on(status::main(args)),
         Command::Probe(args) => block_on(probe::main(args)),
+        Command::Inject(args) => inject::main(&args),
         Command::Config(args) => show_config(&args),
         #[cfg(feature = "demo")]
         Command::Demo(args) => block_on(crate::demo::main(args)),

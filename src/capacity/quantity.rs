@@ -3,6 +3,16 @@
 /// The bytes of a quantity, a fraction rounded up as Kubernetes does; `None` where it is none,
 /// is negative, or does not fit.
 pub fn parse(text: &str) -> Option<u64> {
+    u64::try_from(in_parts(text, 1)?).ok()
+}
+
+/// The thousandths of a quantity, as CPU is counted; else as [`parse`].
+pub fn milli(text: &str) -> Option<u128> {
+    in_parts(text, 1000)
+}
+
+/// In parts of which `scale` are a whole, rounded up.
+fn in_parts(text: &str, scale: u128) -> Option<u128> {
     let text = text.trim();
     let text = text.strip_prefix('+').unwrap_or(text);
     let end = text
@@ -28,8 +38,8 @@ pub fn parse(text: &str) -> Option<u64> {
             below = below.checked_mul(10u128.checked_pow(power.unsigned_abs())?)?;
         }
     }
-    let bytes = digits.checked_mul(above)?.div_ceil(below);
-    u64::try_from(bytes).ok()
+    let parts = digits.checked_mul(above)?.checked_mul(scale)?;
+    Some(parts.div_ceil(below))
 }
 
 enum Unit {

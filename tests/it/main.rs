@@ -19,6 +19,7 @@ mod demo;
 mod faults;
 mod grpc_relay;
 mod http_relay;
+mod inject;
 mod life_cycle;
 mod metrics;
 mod observe;

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 pub mod grpc;
 pub mod http;
+pub mod merge;
 
 /// The bound of every wait: long enough for a loaded machine, short enough to fail.
 pub const PATIENCE: Duration = Duration::from_secs(20);
