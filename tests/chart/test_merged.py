@@ -168,11 +168,12 @@ def test_the_drain_fits_into_the_grace_period(shim):
 
 
 def test_the_label_that_the_webhook_selects_by_reaches_the_pod():
-    server = kind(documents(sets=("mode=server", 'server.labels={"agent-shim.io/inject":"enabled"}', 'server.annotations={"agent-shim.io/log":"debug"}')), "Server")
+    server = kind(documents(sets=("mode=server", 'server.labels={"agent-shim.io/inject":"enabled"}', 'server.annotations={"agent-shim.io/mode":"observe"}')), "Server")
     pod = merge.pod(bare(), server)
     (hook,) = kind(documents(), "MutatingWebhookConfiguration")["webhooks"]
-    assert hook["objectSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
-    assert pod["metadata"]["annotations"]["agent-shim.io/log"] == "debug"
+    (wanted,) = hook["objectSelector"]["matchExpressions"]
+    assert pod["metadata"]["labels"][wanted["key"]] in wanted["values"]
+    assert pod["metadata"]["annotations"]["agent-shim.io/mode"] == "observe"
     (other,) = kind(documents(sets=("webhook.optIn=annotation",)), "MutatingWebhookConfiguration")["webhooks"]
     assert other["objectSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
 

@@ -138,7 +138,7 @@ def test_the_webhook_never_holds_a_pod_back_and_never_sees_its_own():
     assert hook["failurePolicy"] == "Ignore"
     assert hook["sideEffects"] == "None"
     assert hook["timeoutSeconds"] <= 10
-    assert hook["objectSelector"] == {"matchLabels": {"agent-shim.io/inject": "enabled"}}
+    assert hook["objectSelector"] == {"matchExpressions": [{"key": "agent-shim.io/inject", "operator": "In", "values": ["enabled", "true"]}]}
     (own,) = hook["namespaceSelector"]["matchExpressions"]
     assert own["operator"] == "NotIn" and {NAMESPACE, "kube-system"} <= set(own["values"])
     assert hook["rules"] == [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"], "scope": "Namespaced"}]
