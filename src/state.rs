@@ -111,14 +111,14 @@ impl Shared {
             return Vec::new();
         };
         let conditions = scheduler.registration.borrow().conditions.clone();
+        for condition in &conditions {
+            let holds = i64::from(condition.holds);
+            self.gauge.with_label_values(&[condition.name]).set(holds);
+        }
+        // What cannot be checked now is not said, rather than said as it was.
         for name in judge::NAMES {
-            match conditions.iter().find(|c| c.name == name) {
-                Some(c) => self
-                    .gauge
-                    .with_label_values(&[name])
-                    .set(i64::from(c.holds)),
-                // What cannot be checked now is not said, rather than said as it was.
-                None => drop(self.gauge.remove_label_values(&[name])),
+            if !conditions.iter().any(|c| c.name == name) {
+                drop(self.gauge.remove_label_values(&[name]));
             }
         }
         conditions
