@@ -26,6 +26,7 @@ use crate::relay::frames::PREFACE;
 use crate::relay::{accept_failed, prepare};
 use crate::state::Shared;
 
+mod page;
 pub mod status;
 
 /// Connections that are served at once; more wait in the listener's queue.
@@ -97,9 +98,8 @@ impl Admin {
             return refused;
         }
         let query = request.uri().query().unwrap_or_default();
-        let verbose = query
-            .split('&')
-            .any(|q| q.split('=').next() == Some("verbose"));
+        let asks = |key: &str| query.split('&').any(|q| q.split('=').next() == Some(key));
+        let verbose = asks("verbose");
         match request.uri().path() {
             "/livez" => self.probe(Probe::Live, verbose),
             "/readyz" => self.probe(Probe::Ready, verbose),
@@ -122,6 +122,18 @@ impl Admin {
                 let headers = response.headers_mut();
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+                response
+            }
+            "/" if page::wanted(request.headers()) || asks("fragment") => {
+                let document = status::document(&self.shared);
+                let clock = self.shared.clock;
+                let now = clock.wall(clock.now());
+                let said = match asks("fragment") {
+                    true => page::fragment(&document, now),
+                    false => page::whole(&document, now),
+                };
+                let mut response = Response::new(body(said));
+                response.headers_mut().extend(page::headers());
                 response
             }
             "/" => text(
@@ -174,6 +186,8 @@ pub async fn report(shared: Shared, reporter: HealthReporter) {
             };
             reporter.set_service_status(name, status).await;
         }
+        // Changes beyond the pod are noticed and exported although nobody asks for them.
+        shared.remote_conditions();
         shared.changed().await;
     }
 }

@@ -28,8 +28,13 @@ impl Clock {
         self.start.elapsed()
     }
 
+    /// A point of this clock as the system's, by what that said at the start.
+    pub fn wall(&self, at: Duration) -> SystemTime {
+        self.wall + at
+    }
+
     /// A point of this clock as RFC 3339 in UTC, to the millisecond.
     pub fn rfc3339(&self, at: Duration) -> String {
-        humantime::format_rfc3339_millis(self.wall + at).to_string()
+        humantime::format_rfc3339_millis(self.wall(at)).to_string()
     }
 }

@@ -194,6 +194,7 @@ mod tests {
         let watching = Watching {
             view: watch::channel(Arc::default()).1,
             changes: watch::channel(0).1,
+            history: crate::history::History::default(),
             hints: Hints::default(),
         };
         let observed = watch::channel(Arc::new(observed)).1;

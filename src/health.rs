@@ -251,6 +251,15 @@ impl Health {
         }
     }
 
+    /// The reason of the last failed probe with what it saw; empty while the last one succeeded.
+    pub fn in_words(&self) -> String {
+        match self.reason {
+            Some(reason) if self.detail.is_empty() => reason.as_str().into(),
+            Some(reason) => format!("{reason}: {}", self.detail),
+            None => String::new(),
+        }
+    }
+
     /// Whether a connection may succeed although the state is down: nothing listened, or the
     /// connection broke, and that can be over any moment. Trying costs microseconds. A server
     /// that is silent, speaks another protocol or says no is not tried with a caller's request.

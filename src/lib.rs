@@ -16,6 +16,7 @@ pub mod demo;
 pub mod drain;
 pub mod endpoint;
 pub mod health;
+pub mod history;
 pub mod inject;
 pub mod listeners;
 pub mod metrics;

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::endpoint::{Candidate, Protocol, Selector, Standing};
 use crate::health::{Health, Outcome, Reason, State};
+use crate::history::{Change, History, What};
 use crate::metrics::Metrics;
 use crate::view::{Endpoint, View};
 
@@ -88,6 +89,8 @@ pub struct Watching {
     pub changes: watch::Receiver<u64>,
     /// For callers' hints.
     pub hints: Hints,
+    /// What happened lately.
+    pub history: History,
 }
 
 /// The prober, ready to run.
@@ -99,6 +102,7 @@ pub struct Prober<P> {
     selectors: [Selector; 2],
     looked: [Option<Duration>; 2],
     hints: Hints,
+    history: History,
     view_out: watch::Sender<Arc<View>>,
     changes_out: watch::Sender<u64>,
     metrics: ProberMetrics,
@@ -127,10 +131,13 @@ impl<P: Probe> Prober<P> {
         let (view_out, view_in) = watch::channel(Arc::new(view.clone()));
         let (changes_out, changes_in) = watch::channel(0);
         let hints = Hints::default();
+        let candidates = [0, 1].map(|i| view.endpoints[i].len());
+        let history = History::new(candidates, config.probe.interval);
         let watching = Watching {
             view: view_in,
             changes: changes_in,
             hints: hints.clone(),
+            history: history.clone(),
         };
         let selector = Selector::new(config.failback_hold);
         let prober = Prober {
@@ -141,6 +148,7 @@ impl<P: Probe> Prober<P> {
             selectors: [selector.clone(), selector],
             looked: [None; 2],
             hints,
+            history,
             view_out,
             changes_out,
             metrics,
@@ -189,6 +197,7 @@ impl<P: Probe> Prober<P> {
             endpoint.address = report.address;
         }
         self.metrics.probed(protocol, &report.outcome, took);
+        self.history.probed(protocol, index, &report.outcome, now);
         self.view.updated = now;
         let health = &endpoint.health;
         let reason = health.reason.map_or("", Reason::as_str);
@@ -196,6 +205,16 @@ impl<P: Probe> Prober<P> {
             Some(t) => (t.from.as_str(), t.to.as_str()),
             None => ("", ""),
         };
+        if transition.is_some() {
+            self.history.changed(Change {
+                at: now,
+                what: What::Endpoint,
+                subject: format!("{} {}", protocol.title(), endpoint.candidate).into(),
+                from: from.into(),
+                to: to.into(),
+                reason: health.in_words(),
+            });
+        }
         match transition {
             None => {
                 tracing::debug!(endpoint = %endpoint.candidate, %protocol, reason, detail = health.detail, "probed");
@@ -264,6 +283,21 @@ impl<P: Probe> Prober<P> {
             .selections
             .with_label_values(&[protocol.as_str()])
             .inc();
+        let used = |index: Option<usize>| {
+            let endpoint = index.and_then(|i| self.view.of(protocol).get(i));
+            endpoint.map_or("none".into(), |e| e.candidate.to_string().into())
+        };
+        self.history.changed(Change {
+            at: now,
+            what: What::Selection,
+            subject: protocol.title().into(),
+            from: used(before),
+            to: used(after),
+            reason: match after {
+                Some(_) => String::new(),
+                None => self.view.why_not(protocol, now),
+            },
+        });
         match self.view.selected(protocol) {
             Some(chosen) => {
                 tracing::info!(%protocol, endpoint = %chosen.candidate, "inference server selected");

@@ -12,6 +12,7 @@ use crate::capability;
 use crate::clock::Clock;
 use crate::config::Mode;
 use crate::drain::Drain;
+use crate::history::{Change, What};
 use crate::metrics::Metrics;
 use crate::models::Inventory;
 use crate::observer::Observed;
@@ -43,6 +44,7 @@ pub struct Shared {
     /// The interposer's side; `None` where it is off.
     pub scheduler: Option<Scheduler>,
     kept: Arc<Mutex<Vec<Condition>>>,
+    kept_remote: Arc<Mutex<Vec<Condition>>>,
     gauge: IntGaugeVec,
 }
 
@@ -100,12 +102,13 @@ impl Shared {
             capabilities: parts.capabilities,
             scheduler: parts.scheduler,
             kept: Arc::default(),
+            kept_remote: Arc::default(),
             gauge,
         }
     }
 
     /// The conditions that look beyond the pod: none of them decides readiness, since a newer
-    /// agent waits for its pod to be ready before it takes work.
+    /// agent waits for its pod to be ready before it takes work. Exports and remembers what has changed.
     pub fn remote_conditions(&self) -> Vec<Condition> {
         let Some(scheduler) = &self.scheduler else {
             return Vec::new();
@@ -121,7 +124,30 @@ impl Shared {
                 drop(self.gauge.remove_label_values(&[name]));
             }
         }
+        let mut kept = self
+            .kept_remote
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for condition in &conditions {
+            let known = kept.iter().find(|c| c.name == condition.name);
+            if known.is_none_or(|c| c.holds != condition.holds) {
+                self.remember(What::Registration, known, condition);
+            }
+        }
+        kept.clone_from(&conditions);
         conditions
+    }
+
+    fn remember(&self, what: What, known: Option<&Condition>, now: &Condition) {
+        let word = |holds: bool| if holds { "true" } else { "false" };
+        self.watching.history.changed(Change {
+            at: now.since,
+            what,
+            subject: now.name.into(),
+            from: known.map_or("", |c| word(c.holds)).into(),
+            to: word(now.holds).into(),
+            reason: now.reason.clone(),
+        });
     }
 
     /// The latest snapshot of the prober.
@@ -141,6 +167,7 @@ impl Shared {
             self.gauge.with_label_values(&[condition.name]).set(holds);
             let known = kept.iter().find(|c| c.name == condition.name);
             if known.is_some_and(|c| c.holds != condition.holds) {
+                self.remember(What::Condition, known, condition);
                 tracing::info!(
                     condition = condition.name,
                     holds = condition.holds,

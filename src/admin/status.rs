@@ -7,6 +7,7 @@ use crate::endpoint::Protocol;
 use crate::models::{Model, ServerMetadata};
 use crate::state::Shared;
 
+mod lately;
 mod reporting;
 
 /// The whole document.
@@ -32,6 +33,9 @@ pub struct Document {
     pub conditions: Vec<ConditionStatus>,
     /// What is wrong, in words.
     pub findings: Vec<Finding>,
+    /// The last changes, newest first.
+    #[serde(default)]
+    pub transitions: Vec<TransitionStatus>,
 }
 
 /// Which build this is.
@@ -66,6 +70,45 @@ pub struct EndpointStatus {
     pub latency_ms: Option<f64>,
     /// The server's own readiness in it.
     pub server_ready: Option<bool>,
+    /// The last probes, oldest first; neighbours with one outcome are one entry.
+    #[serde(default)]
+    pub recent: Vec<RecentProbes>,
+}
+
+/// Probes in a row with one outcome.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RecentProbes {
+    /// `ok`, `slow` (answered, later than 100 ms) or `failed`.
+    pub outcome: String,
+    /// Why they failed.
+    pub reason: Option<String>,
+    /// How many probes.
+    pub probes: u32,
+    /// How long, in slots of about one probe interval; the last 60 are kept.
+    pub slots: u32,
+    /// When the first slot began, RFC 3339.
+    pub from: String,
+    /// When the last slot began, RFC 3339.
+    pub to: String,
+    /// The slowest answer, in milliseconds.
+    pub slowest_ms: Option<f64>,
+}
+
+/// A change of an endpoint, a selection or a condition.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TransitionStatus {
+    /// When, RFC 3339.
+    pub at: String,
+    /// `endpoint`, `selection`, `condition` (of the pod) or `registration` (beyond it).
+    pub kind: String,
+    /// Which endpoint, protocol or condition.
+    pub subject: String,
+    /// The state before; null where there was none.
+    pub from: Option<String>,
+    /// The state after.
+    pub to: String,
+    /// Why, in words.
+    pub reason: Option<String>,
 }
 
 /// The host in use.
@@ -181,8 +224,9 @@ pub fn document(shared: &Shared) -> Document {
     conditions.extend(shared.remote_conditions());
     let endpoints = Protocol::ALL
         .into_iter()
-        .flat_map(|protocol| view.of(protocol).iter())
-        .map(|e| EndpointStatus {
+        .flat_map(|protocol| view.of(protocol).iter().enumerate())
+        .map(|(index, e)| EndpointStatus {
+            recent: lately::recent(shared, e.candidate.protocol, index),
             host: e.candidate.host.to_string(),
             port: e.candidate.port,
             protocol: e.candidate.protocol.as_str().into(),
@@ -220,6 +264,7 @@ pub fn document(shared: &Shared) -> Document {
         }),
         models: inventory.models.clone(),
         findings: reporting::findings(shared, &conditions),
+        transitions: lately::transitions(shared),
         capacity: reporting::capacity(shared),
         capabilities: reporting::capabilities(shared),
         conditions: conditions

@@ -188,7 +188,8 @@ async fn the_status_document_has_the_documented_shape() {
             "mode",
             "models",
             "selection",
-            "server"
+            "server",
+            "transitions"
         ]
     );
     assert_eq!(status["mode"], "correct");
@@ -222,6 +223,32 @@ async fn the_status_document_has_the_documented_shape() {
     );
     let first = &status["endpoints"][0];
     assert!(first["latency_ms"].as_f64().unwrap() > 0.0);
+    let recent = &first["recent"][0];
+    assert_eq!(
+        (&recent["outcome"], &recent["reason"]),
+        (&"ok".into(), &serde_json::Value::Null)
+    );
+    assert!(recent["probes"].as_u64() >= Some(1) && recent["slots"].as_u64() >= Some(1));
+    assert!(recent["slowest_ms"].as_f64() > Some(0.0));
+    let transitions = status["transitions"].as_array().unwrap();
+    let seen = |kind: &str, subject: &str, from: &str, to: &str| {
+        let is = |t: &&serde_json::Value| {
+            (t["kind"] == kind)
+                && t["subject"].as_str().unwrap().starts_with(subject)
+                && (&t["from"], &t["to"]) == (&from.into(), &to.into())
+        };
+        let found = transitions.iter().find(is);
+        found.unwrap_or_else(|| panic!("no {kind} {subject} in {transitions:#?}"))
+    };
+    seen("endpoint", "HTTP 127.0.0.1:", "unknown", "up");
+    let fallen = seen("endpoint", "gRPC [::1]:", "unknown", "down");
+    assert!(fallen["reason"].as_str().unwrap().starts_with("refused"));
+    seen("condition", "inference-http", "false", "true");
+    let used = transitions
+        .iter()
+        .find(|t| t["kind"] == "selection")
+        .unwrap();
+    assert_eq!(used["from"], "none");
     assert!(first["since"].as_str().unwrap().ends_with('Z'));
     for condition in status["conditions"].as_array().unwrap() {
         assert_eq!(condition["status"], true, "{condition}");

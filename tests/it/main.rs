@@ -23,6 +23,7 @@ mod inject;
 mod life_cycle;
 mod metrics;
 mod observe;
+mod page;
 mod probe_model;
 mod real_server;
 mod regression;
