@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := target/tools
 DENY_VERSION := 0.20.2
 
-.PHONY: help demo test fmt lint doc deny unit mlserver page tools fmt-fix clean
+.PHONY: help demo test fmt lint doc deny unit mlserver page chart image tools fmt-fix clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -15,7 +15,7 @@ help: ## show the targets
 demo: ## see the shim at work: no cluster, no Python, no network
 	$(CARGO) run --quiet --locked -- demo $(ARGS)
 
-test: fmt lint doc deny unit mlserver page ## every check there is
+test: fmt lint doc deny unit mlserver page chart image ## every check there is
 
 fmt:
 	$(CARGO) fmt --check
@@ -45,6 +45,17 @@ mlserver: ## tests against the real MLServer
 	./tests/mlserver/setup.sh
 	$(CARGO) test --locked --test it real_server
 	target/mlserver-venv/bin/python -m pytest tests/mlserver -q
+
+chart: tools ## the Helm chart: schemas, golden files, the merged pod, alerts, kustomize
+	$(CARGO) build --locked
+	./tests/chart/setup.sh
+	target/chart-venv/bin/python -m pytest tests/chart --ignore tests/chart/test_image.py
+
+# Static by glibc here; the image's own build links musl. The only release build of the tests, kept under target/.
+image: ## the image: its program's size, its final stage, built and run without a daemon
+	./tests/chart/setup.sh image
+	$(CARGO) rustc --release --locked --no-default-features --bin agent-shim -- -C target-feature=+crt-static
+	target/chart-venv/bin/python -m pytest tests/chart/test_image.py
 
 page: ## the status page in a real headless browser; screenshots in target/page-shots
 	$(CARGO) build --locked --bins --example page-stage

@@ -118,10 +118,15 @@ impl Admin {
             "/readyz" => self.probe(Probe::Ready, verbose),
             "/startupz" => self.probe(Probe::Startup, verbose),
             "/metrics" if asks("merge") => {
+                self.shared.remote_conditions();
                 let guarded = request.headers().contains_key(scrape::GUARD);
                 exposition(self.scrape.document(guarded).await)
             }
-            "/metrics" => exposition(self.metrics.render()),
+            "/metrics" => {
+                // Nobody else asks for these between two scrapes.
+                self.shared.remote_conditions();
+                exposition(self.metrics.render())
+            }
             "/status" => {
                 let document = status::document(&self.shared);
                 let mut response = Response::new(body(

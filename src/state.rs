@@ -21,7 +21,7 @@ use crate::observer::Observed;
 use crate::prestop::Handle;
 use crate::prober::Watching;
 use crate::readiness::{Condition, Facts, NAMES, body, conditions, ready, started};
-use crate::registration::Registration;
+use crate::registration::{Registration, judge};
 use crate::restore::{self, Memory};
 use crate::subscription::status::Status;
 use crate::view::View;
@@ -148,6 +148,12 @@ impl Shared {
         for condition in &conditions {
             let holds = i64::from(condition.holds);
             self.gauge.with_label_values(&[condition.name]).set(holds);
+        }
+        // What cannot be checked now is not said, rather than said as it was.
+        for name in judge::NAMES {
+            if !conditions.iter().any(|c| c.name == name) {
+                drop(self.gauge.remove_label_values(&[name]));
+            }
         }
         let mut kept = self
             .kept_remote

@@ -10,6 +10,8 @@ use crate::proto::scheduler::model_status::ModelState;
 use crate::readiness::Condition;
 use crate::subscription::status::{Phase, Status};
 
+/// The names of all conditions that look beyond the pod.
+pub const NAMES: [&str; 3] = ["subscribed", "registered", AGREES];
 /// The condition that compares figures.
 const AGREES: &str = "capacity-agrees";
 /// What keeps the scheduler from listing a replica that has subscribed.

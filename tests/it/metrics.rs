@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::support::Shim;
+use crate::support::{Shim, eventually};
 
 /// With every part that has series of its own.
 fn with_interposer() -> Shim {
@@ -42,6 +42,23 @@ async fn every_series_with_a_closed_label_set_is_there_from_the_start() {
     ] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
+}
+
+/// An alert hangs on it: it must not wait for somebody to read `/status`.
+#[tokio::test]
+async fn what_the_scheduler_believes_is_a_condition_in_the_metrics_alone() {
+    let shim = with_interposer();
+    let line = eventually("the condition `subscribed`", async || {
+        let (_, text) = shim.get("/metrics").await;
+        let found = text
+            .lines()
+            .find(|l| l.contains(r#"condition="subscribed""#))?;
+        // Nothing was read back, so nothing is claimed of it.
+        assert!(!text.contains(r#"condition="registered""#), "{text}");
+        Some(found.to_string())
+    })
+    .await;
+    assert_eq!(line, r#"agent_shim_condition{condition="subscribed"} 0"#);
 }
 
 /// The catalogue in the docs has a line for each family and no other.
