@@ -37,6 +37,7 @@ class Subject:
     """A process between load and upstream. `start` returns when both ports answer."""
 
     name = "direct"
+    patience = 30
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -60,7 +61,7 @@ class Subject:
         )
         self.http, self.grpc = self.ports
         for port in self.ports:
-            until(f"{self.name} on {port}", lambda port=port: listens(port))
+            until(f"{self.name} on {port}", lambda port=port: listens(port), self.patience)
 
     def stop(self):
         if self.process:
@@ -115,7 +116,7 @@ class Shim(Subject):
             **self.env,
         }
         self.launch([self.binary], env)
-        until("the shim is ready", self.ready)
+        until("the shim is ready", self.ready, self.patience)
 
     def ready(self):
         try:
