@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := target/tools
 DENY_VERSION := 0.20.2
 
-.PHONY: help demo test fmt lint doc deny unit mlserver page chart image tools fmt-fix clean
+.PHONY: help demo test fmt lint doc deny unit mlserver page chart image bench guard tools fmt-fix clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -65,6 +65,13 @@ page: ## the status page in a real headless browser; screenshots in target/page-
 	3) ;; \
 	*) exit $$code ;; \
 	esac
+
+bench: ## the comparison with nginx, HAProxy and Envoy, the acceptance run, the hot paths (an hour, a quiet machine)
+	./benches/setup.sh
+	./tests/mlserver/setup.sh
+	$(CARGO) build --release --locked --no-default-features --bin agent-shim --example echo
+	target/bench-venv/bin/python benches/peers/run.py $(ARGS)
+	target/mlserver-venv/bin/python benches/acceptance/run.py
 
 tools:
 	@./tools/test-tools.sh

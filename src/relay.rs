@@ -156,6 +156,7 @@ pub fn prepare(stream: &TcpStream) {
 
 /// Accepts on one listener for ever. Connections are owned here, so they end with the relay.
 pub async fn serve(listener: TcpListener, context: Context, drain: Drain) {
+    let context = Arc::new(context);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -188,13 +189,14 @@ pub async fn accept_failed(error: &io::Error, listener: &'static str) {
     sleep(Duration::from_millis(100)).await;
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, context: Context, _busy: Busy) {
+async fn connection(stream: TcpStream, peer: SocketAddr, context: Arc<Context>, _busy: Busy) {
     let open = context.metrics.open.clone();
     open.inc();
     let guard = Decrement(open);
     let end = match context.protocol {
-        Protocol::Http => http::serve(stream, &context).await,
-        Protocol::Grpc => grpc::serve(stream, &context).await,
+        // Boxed: one protocol's connections are not as large as the other's.
+        Protocol::Http => Box::pin(http::serve(stream, &context)).await,
+        Protocol::Grpc => Box::pin(grpc::serve(stream, &context)).await,
     };
     drop(guard);
     context.metrics.ended(end);

@@ -45,20 +45,21 @@ pub async fn serve(stream: TcpStream, context: &Context) -> End {
     if context.mode == Mode::Observe {
         return observe(stream, context).await;
     }
-    let (stream, before) = match greet(stream, context).await {
+    let (stream, before) = match Box::pin(greet(stream, context)).await {
         Ok(both) => both,
         Err(end) => return end,
     };
-    let opening = match open(stream, before, context.header_timeout).await {
+    // Boxed, and the two ways on as well: an open connection keeps only what its phase needs.
+    let opening = match Box::pin(open(stream, before, context.header_timeout)).await {
         Ok(opening) => opening,
         Err(NotOpened::Closed) => return End::Closed,
         Err(NotOpened::Malformed) => return End::Malformed,
         Err(NotOpened::Timeout) => return End::Timeout,
     };
     if is_control(&opening.path) {
-        return here(opening, context, std::future::pending()).await;
+        return Box::pin(here(opening, context, std::future::pending())).await;
     }
-    match connect(context).await {
+    match Box::pin(connect(context)).await {
         Ok(connected) => {
             let index = connected.index;
             let fallen = context.until(move |view| {
@@ -80,11 +81,11 @@ pub async fn serve(stream: TcpStream, context: &Context) -> End {
                 fallen.await;
             };
             let far = Far::Server(connected.stream);
-            carry(opening, far, context, moved, context.metrics.calls.clone()).await
+            Box::pin(carry(opening, far, context, moved, context.metrics.calls.clone())).await
         }
         Err(_) => {
             let usable = context.until(|view| view.usable(Protocol::Grpc) == Usable::Up);
-            here(opening, context, usable).await
+            Box::pin(here(opening, context, usable)).await
         }
     }
 }
