@@ -81,7 +81,14 @@ pub async fn serve(stream: TcpStream, context: &Context) -> End {
                 fallen.await;
             };
             let far = Far::Server(connected.stream);
-            Box::pin(carry(opening, far, context, moved, context.metrics.calls.clone())).await
+            Box::pin(carry(
+                opening,
+                far,
+                context,
+                moved,
+                context.metrics.calls.clone(),
+            ))
+            .await
         }
         Err(_) => {
             let usable = context.until(|view| view.usable(Protocol::Grpc) == Usable::Up);
