@@ -5,6 +5,7 @@ use agent_shim::proto::scheduler::Model;
 
 use super::support::*;
 use crate::subscription::support::{available, model};
+use crate::support::eventually;
 
 fn pinned(mut model: Model, server: &str) -> Model {
     model.model_spec.as_mut().unwrap().server = Some(server.into());
@@ -233,4 +234,11 @@ async fn a_model_that_a_restart_has_lost_is_found_missing() {
             .text
             .contains("model iris is available to the scheduler")
     );
+    // The sidecar comes to the same from what it knows anyway, once it has lasted.
+    eventually("AS095 in /status", async || {
+        let status = pod.shim.status().await;
+        let all = status["findings"].as_array().unwrap().clone();
+        all.iter().any(|f| f["rule"] == "AS095").then_some(())
+    })
+    .await;
 }
