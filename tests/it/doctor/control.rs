@@ -200,6 +200,27 @@ async fn a_scheduler_that_waits_for_replicas_is_told_from_one_that_has_no_room()
 }
 
 #[tokio::test]
+async fn a_subscription_that_is_held_is_said_to_be_for_as_long_as_it_has_been() {
+    let server = server().await;
+    server.stop().await;
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let shim = shim_with(&server, &control(scheduler.agent, scheduler.status));
+    let _agent = FakeAgent::start(AgentConfig {
+        scheduler: shim.bound.agent[0],
+        ..agent(GI)
+    });
+    // Nothing changes meanwhile but the time.
+    eventually("two seconds of being held", async || {
+        let status = shim.status().await;
+        let all = status["conditions"].as_array().unwrap().clone();
+        let subscribed = all.into_iter().find(|c| c["name"] == "subscribed")?;
+        let reason = subscribed["reason"].as_str().unwrap().to_string();
+        (reason.contains("is held for") && reason.ends_with("for 2 s now")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_drain_without_termination_is_named() {
     let pod = Pod::start(agent(GI), &[]).await;
     pod.healthy().await;
