@@ -138,7 +138,7 @@ fn missing(e: &Evidence) -> Verdict {
     };
     match w.state.as_str() {
         "unseen" if e.server_up() => Verdict::Unknown(
-            "the server's processes cannot be seen: spec.shareProcessNamespace is not true".into(),
+            "its processes cannot be seen (spec.shareProcessNamespace)".into(),
         ),
         "there" => Verdict::Clear(format!(
             "{} worker processes are there",
