@@ -211,10 +211,14 @@ impl Reader {
                 |a: &&ModelStatusResponse| trouble(status, believed.as_ref(), a).is_some();
             let models = answers.iter().filter(concern).filter_map(facts::model);
             seen.models = models.take(MAX_TROUBLED).collect();
+            let mine = seen.servers.iter().find(|s| s.name == status.server);
+            let alone = mine.is_some_and(|s| s.replicas.len() == 1);
             let here = |m: &ModelFact| {
                 let ours =
                     |(index, ..): &(i32, i32, String)| u32::try_from(*index) == Ok(status.replica);
-                m.state == "available" && m.server == status.server && m.replicas.iter().any(ours)
+                m.state == "available"
+                    && m.server == status.server
+                    && (alone || m.replicas.iter().any(ours))
             };
             let here = answers.iter().filter_map(facts::model).filter(here);
             seen.models.extend(here.take(MAX_HERE));
