@@ -283,7 +283,7 @@ fn lost(e: &Evidence) -> Verdict {
     .into()
 }
 
-fn of<'a>(e: &'a Evidence, given_up: bool) -> Vec<&'a Restoring> {
+fn of(e: &Evidence, given_up: bool) -> Vec<&Restoring> {
     let all = e.status.iter().flat_map(|s| &s.restoring);
     all.filter(|r| (r.stage == "given-up") == given_up)
         .collect()
