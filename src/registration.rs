@@ -23,7 +23,7 @@ pub mod judge;
 pub mod metrics;
 
 use ask::Asker;
-use facts::SchedulerFacts;
+use facts::{ModelFact, SchedulerFacts};
 use judge::{agrees, conditions, trouble};
 use metrics::RegistrationMetrics;
 
@@ -33,6 +33,9 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Models in trouble that are kept; the count is exact all the same.
 const MAX_TROUBLED: usize = 100;
+
+/// Models on this replica that are kept, so that it shows when the server has lost them.
+const MAX_HERE: usize = 1000;
 
 /// What the scheduler believes of this replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +99,7 @@ pub struct Registration {
     pub conditions: Vec<Condition>,
     /// Models that are not available although this server could be meant.
     pub models: Vec<Troubled>,
-    /// What was read of this server and of models in trouble; `None` before the first reading.
+    /// What was read of this server, of models in trouble, and of those on this replica; `None` before the first reading.
     pub seen: Option<facts::SchedulerFacts>,
 }
 
@@ -208,6 +211,17 @@ impl Reader {
                 |a: &&ModelStatusResponse| trouble(status, believed.as_ref(), a).is_some();
             let models = answers.iter().filter(concern).filter_map(facts::model);
             seen.models = models.take(MAX_TROUBLED).collect();
+            let mine = seen.servers.iter().find(|s| s.name == status.server);
+            let alone = mine.is_some_and(|s| s.replicas.len() == 1);
+            let here = |m: &ModelFact| {
+                let ours =
+                    |(index, ..): &(i32, i32, String)| u32::try_from(*index) == Ok(status.replica);
+                m.state == "available"
+                    && m.server == status.server
+                    && (alone || m.replicas.iter().any(ours))
+            };
+            let here = answers.iter().filter_map(facts::model).filter(here);
+            seen.models.extend(here.take(MAX_HERE));
             let troubles = answers
                 .iter()
                 .filter_map(|a| trouble(status, believed.as_ref(), a));

@@ -142,7 +142,16 @@ impl Shared {
     /// agent waits for its pod to be ready before it takes work. Exports and remembers what has changed.
     pub fn remote_conditions(&self) -> Vec<Condition> {
         let mut conditions = self.scheduler.as_ref().map_or_else(Vec::new, |scheduler| {
-            scheduler.registration.borrow().conditions.clone()
+            let known = scheduler.registration.borrow().clone();
+            let status = scheduler.status.borrow().clone();
+            // Said anew: the sentences tell how long something has lasted by now.
+            judge::conditions(
+                &status,
+                &known.check,
+                false,
+                self.clock.now(),
+                &known.conditions,
+            )
         });
         conditions.extend(self.agent.borrow().condition());
         for condition in &conditions {

@@ -39,6 +39,7 @@ pub mod correct;
 pub mod editor;
 pub mod event;
 pub mod frames;
+pub mod hello;
 pub mod ledger;
 pub mod live;
 pub mod message;

@@ -36,10 +36,12 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const HUNG: Duration = Duration::from_secs(60);
 /// Canaries in a row that must fail before the pod is not ready.
 pub const FAILURES: u32 = 3;
-/// Failed answers to relayed inferences in a row before they are told as a finding, and the least
-/// time between the first and the last: a restart of the worker takes 2.5 s to 4.2 s.
-const PASSIVE_FAILURES: u32 = 3;
-const PASSIVE_TIME: Duration = Duration::from_secs(10);
+/// Failed answers to relayed inferences in a row before they are told as a finding, and, in
+/// [`PASSIVE_TIME`], the least time between the first and the last: a restart of the worker takes
+/// 2.5 s to 4.2 s.
+pub const PASSIVE_FAILURES: u32 = 3;
+/// Time between the first and the last of them.
+pub const PASSIVE_TIME: Duration = Duration::from_secs(10);
 /// How long a model may be UNKNOWN with no load of it under way before that is named.
 pub const STUCK: Duration = Duration::from_secs(30);
 /// How long before it is mended.
@@ -112,53 +114,6 @@ impl WorkerSeen {
         }
         self.canary.as_ref().and_then(|canary| canary.broken(now))
     }
-
-    /// What is worth telling, with the name of each state.
-    pub fn findings(&self, now: Duration) -> Vec<(&'static str, String)> {
-        let mut all = Vec::new();
-        match self.workers {
-            Workers::Looping { .. } => all.push((
-                "worker-crash-loop",
-                format!("the server's workers die at their start ({} exits within a minute): every inference fails while its health calls stay good; look at the server's log, an image with a uvloop of 0.22 or later is a known cause", self.recent_exits),
-            )),
-            Workers::Missing { since } => all.push((
-                "worker-missing",
-                format!("the server has had no worker process for {} s", now.saturating_sub(since).as_secs()),
-            )),
-            _ => {}
-        }
-        if !self.orphans.is_empty() {
-            all.push((
-                "worker-orphans",
-                format!("a killed server has left worker processes that still hold their memory: {:?}; they end with the pod, or with `kill`", self.orphans),
-            ));
-        }
-        for stuck in &self.stuck {
-            all.push((
-                "model-stuck",
-                format!("model {} has been UNKNOWN for {} s and no load of it is known to be under way: a gRPC load was cut off, and the server stays not ready until the model is unloaded or loaded (SHIM_MEND=stuck unloads it)", stuck.model, now.saturating_sub(stuck.since).as_secs()),
-            ));
-        }
-        for lost in &self.lost {
-            all.push((
-                "model-lost-by-worker",
-                format!("model {} is READY and its worker does not have it: unload and load it (SHIM_MEND=lost does that)", lost.model),
-            ));
-        }
-        let passive = &self.passive;
-        if passive.failures >= PASSIVE_FAILURES
-            && passive.last.saturating_sub(passive.first) >= PASSIVE_TIME
-        {
-            all.push((
-                "worker-fatal",
-                format!("{} inferences in a row were answered with an internal error of the server that is no model's ({} s by now): after a worker has died, one model that cannot be loaded again breaks all of them; put its files back and load it, or unload it, then restart the worker or the server", passive.failures, now.saturating_sub(passive.first).as_secs()),
-            ));
-        }
-        if let Some(text) = self.canary.as_ref().and_then(|c| c.finding(now)) {
-            all.push(("canary", text));
-        }
-        all
-    }
 }
 
 /// What is shared with the relays and the reporters. Cheap to clone.
@@ -207,12 +162,6 @@ impl Worker {
             passive.failures = passive.failures.saturating_add(1);
             passive.last = now;
         });
-    }
-
-    /// What is worth telling.
-    pub fn findings(&self) -> Vec<(&'static str, String)> {
-        let now = self.0.clock.now();
-        self.0.seen.borrow().findings(now)
     }
 
     /// The condition of this moment.
@@ -303,30 +252,21 @@ mod tests {
             ..WorkerSeen::default()
         };
         assert_eq!(seen.broken(s(1000)), None, "one model is not all");
-        let rules: Vec<&str> = seen.findings(s(60)).iter().map(|f| f.0).collect();
-        assert_eq!(
-            rules,
-            [
-                "worker-orphans",
-                "model-stuck",
-                "model-lost-by-worker",
-                "worker-fatal"
-            ]
-        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failed_answers_count_only_without_a_good_one_between_and_over_time() {
+    async fn failed_answers_are_counted_until_a_good_one() {
         let worker = Worker::new(Clock::start());
-        let fatal = || worker.findings().iter().any(|f| f.0 == "worker-fatal");
+        let seen = worker.seen();
         for _ in 0..5 {
             worker.failed();
         }
-        assert!(!fatal(), "a worker that is started anew fails for a moment");
         tokio::time::advance(PASSIVE_TIME).await;
         worker.failed();
-        assert!(fatal());
+        let passive = seen.borrow().passive;
+        assert_eq!(passive.failures, 6);
+        assert_eq!(passive.last - passive.first, PASSIVE_TIME);
         worker.worked();
-        assert!(!fatal());
+        assert_eq!(seen.borrow().passive, Passive::default());
     }
 }

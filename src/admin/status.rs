@@ -234,6 +234,12 @@ pub struct DrainStatus {
     pub state: String,
     /// When that began, RFC 3339; null before the first.
     pub since: Option<String>,
+    /// For how long it has stood so, in seconds.
+    #[serde(default)]
+    pub for_s: f64,
+    /// Whether the agent drains or has drained for it.
+    #[serde(default)]
+    pub agent_drains: bool,
     /// Inference calls that run now.
     pub running: usize,
     /// Inference calls that ran when it began.
@@ -287,12 +293,30 @@ pub struct Finding {
 pub struct WorkerStatus {
     /// Worker processes that are there; null where they cannot be seen.
     pub processes: Option<usize>,
+    /// `unseen`, `none-yet`, `there`, `missing` or `looping` (they end as soon as they start).
+    #[serde(default)]
+    pub state: String,
+    /// For how long they have been missing or looping, in seconds; null in the other states.
+    #[serde(default)]
+    pub for_s: Option<f64>,
     /// Those that were seen to end while their main process lived.
     pub exits: u64,
+    /// Of those, within the last minute.
+    #[serde(default)]
+    pub recent_exits: usize,
+    /// Relayed HTTP inferences in a row that ended with an internal error that is no model's.
+    #[serde(default)]
+    pub failed: u32,
+    /// Time between the first and the last of those, in seconds.
+    #[serde(default)]
+    pub failed_for_s: f64,
     /// Process ids of those that a killed main process has left behind.
     pub orphans: Vec<u32>,
     /// How the last canary ended: `worked`, `failed`, `lost`, `refused` or `broken`.
     pub canary: Option<String>,
+    /// What the server said to the last canary, where it failed or was refused.
+    #[serde(default)]
+    pub canary_said: Option<String>,
     /// When the last canary ended.
     pub canary_at: Option<String>,
     /// When the canary was sent that is not answered yet.

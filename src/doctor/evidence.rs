@@ -118,7 +118,13 @@ impl Evidence {
                         .as_ref()
                         .is_some_and(|s| s.subscription.is_some())
             }
-            Need::Agent => self.agent.is_some(),
+            Need::Agent => {
+                self.agent.is_some()
+                    || self
+                        .status
+                        .as_ref()
+                        .is_some_and(|s| !matches!(s.agent.state.as_str(), "" | "unknown"))
+            }
             Need::Kube => self.kube.is_some(),
         };
         if there {

@@ -11,6 +11,7 @@ pub mod kube;
 pub mod model;
 pub mod scheduler;
 pub mod server;
+pub mod worker;
 
 /// Every file of rules. The order within a link is that of the table.
 const TABLE: &[&[Rule]] = &[
@@ -20,6 +21,7 @@ const TABLE: &[&[Rule]] = &[
     kube::inject::RULES,
     kube::network::RULES,
     server::RULES,
+    worker::RULES,
     agent::RULES,
     connection::RULES,
     scheduler::RULES,

@@ -2,7 +2,7 @@
 //! Findings become gauges over the closed set of rules, and one log line each when they appear and
 //! when they go.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,9 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const GAP: Duration = Duration::from_millis(500);
 /// How far back a restart counts.
 const WINDOW: Duration = Duration::from_secs(600);
+/// How long a model must be missing before the sidecar says so: the scheduler's word and the
+/// server's list are of different moments while a model is loaded or unloaded.
+const SETTLE: Duration = Duration::from_secs(10);
 /// Restarts that are kept.
 const MAX_KEPT: usize = 32;
 
@@ -38,6 +41,8 @@ struct Past {
     process: Option<(u32, u64)>,
     lost: VecDeque<Duration>,
     started: VecDeque<Duration>,
+    /// Models that the scheduler counts on and the server does not have, and since when.
+    missing: BTreeMap<String, Duration>,
 }
 
 impl History {
@@ -54,6 +59,18 @@ impl History {
             }
             past.process = Some(process);
         }
+    }
+
+    /// Of these models, all that are missing at this moment, those that have been for long.
+    pub fn lasting(&self, missing: &[String], now: Duration) -> BTreeSet<String> {
+        let mut past = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        past.missing.retain(|name, _| missing.contains(name));
+        for name in missing {
+            past.missing.entry(name.clone()).or_insert(now);
+        }
+        let lasting = |since: &Duration| now.saturating_sub(*since) >= SETTLE;
+        let all = past.missing.iter().filter(|(_, since)| lasting(since));
+        all.map(|(name, _)| name.clone()).collect()
     }
 
     /// How often the server was lost or started anew in the window before `now`.
@@ -95,6 +112,12 @@ pub fn evidence(shared: &Shared, document: Document) -> Evidence {
         });
     }
     evidence.status = Some(document);
+    let missing = rules::model::counted_on(&evidence).map_or_else(Vec::new, |(_, gone)| gone);
+    let lasting = shared.history.lasting(&missing, shared.clock.now());
+    if let Some(scheduler) = &mut evidence.scheduler {
+        let unsettled = |name: &String| missing.contains(name) && !lasting.contains(name);
+        scheduler.models.retain(|m| !unsettled(&m.name));
+    }
     evidence
 }
 
@@ -216,6 +239,20 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_model_is_missing_when_it_has_been_for_a_while_without_a_break() {
+        let history = History::default();
+        let at = |missing: &[&str], second: u32| {
+            let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+            history.lasting(&names, second * SECOND).len()
+        };
+        assert_eq!(at(&["a"], 1), 0);
+        assert_eq!(at(&["a", "b"], 10), 0);
+        assert_eq!(at(&["a", "b"], 11), 1);
+        assert_eq!(at(&["b"], 19), 0);
+        assert_eq!(at(&["a", "b"], 20), 1, "a is anew");
+    }
 
     #[test]
     fn a_server_that_is_lost_or_replaced_is_counted_for_ten_minutes() {

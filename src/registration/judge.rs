@@ -99,7 +99,10 @@ fn subscribed(status: &Status, now: Duration) -> (bool, String) {
         ),
         Phase::Held(missing) => (
             false,
-            format!("the subscription is held for {missing}, for {since:?} now"),
+            format!(
+                "the subscription is held for {missing}, for {} s now",
+                since.as_secs()
+            ),
         ),
         Phase::Unreachable { why, failures } => (
             false,

@@ -15,12 +15,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::body::Outgoing;
+use super::hello::{Heard, Listening};
 use super::metrics::{Dial, SubscriptionMetrics};
 use crate::config::scheduler::Target;
 use crate::endpoint::Host;
@@ -246,23 +247,40 @@ async fn handshake(
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .max_header_list_size(MAX_HEADERS);
+    let (stream, mut heard) = Listening::new(stream);
     let (sender, connection) = timeout(HANDSHAKE_TIMEOUT, builder.handshake(TokioIo::new(stream)))
         .await
         .map_err(|_| refused(format!("no answer within {HANDSHAKE_TIMEOUT:?}")))?
         .map_err(|e| refused(innermost(&e)))?;
-    let target = target.clone();
+    let (end, ended) = oneshot::channel();
+    let name = target.clone();
     connections.spawn(async move {
-        match connection.await {
-            Ok(()) => {
-                tracing::info!(scheduler = %target, "the connection to the scheduler has ended")
+        let end_of_it = connection.await.map_err(|error| innermost(&error));
+        // Whoever dials tells it; nobody listens any more once the connection has been of use.
+        match end.send(end_of_it) {
+            Ok(()) => {}
+            Err(Ok(())) => {
+                tracing::info!(scheduler = %name, "the connection to the scheduler has ended");
             }
-            Err(error) => {
-                let why = innermost(&error);
-                tracing::warn!(scheduler = %target, why, "the connection to the scheduler broke");
+            Err(Err(why)) => {
+                tracing::warn!(scheduler = %name, why, "the connection to the scheduler broke");
             }
         }
     });
-    Ok(sender)
+    let greeted = timeout(HANDSHAKE_TIMEOUT, async {
+        tokio::select! {
+            Ok(_) = heard.wait_for(|heard| *heard == Heard::Settings) => Ok(()),
+            Ok(Err(why)) = ended => Err(why),
+            else => Err("it was closed before an answer".to_string()),
+        }
+    });
+    let greeted = greeted.await;
+    match (greeted, *heard.borrow()) {
+        (Ok(Ok(())), _) => Ok(sender),
+        (_, Heard::Tls) => Err(refused("it answers with TLS: it expects TLS".into())),
+        (Ok(Err(why)), _) => Err(refused(why)),
+        (Err(_), _) => Err(refused(format!("no answer within {HANDSHAKE_TIMEOUT:?}"))),
+    }
 }
 
 /// What an operator can do about the usual mistakes, beside the library's words.

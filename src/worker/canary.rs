@@ -116,22 +116,11 @@ impl Canary {
         })
     }
 
-    /// What is worth telling that is not yet beyond doubt, or is a mistake of the settings.
-    pub fn finding(&self, now: Duration) -> Option<String> {
-        if self.broken(now).is_some() {
-            return None;
-        }
+    /// What the server said to the last one, where it failed or was refused.
+    pub fn said(&self) -> Option<&str> {
         match &self.last {
-            Some((Answer::Refused(why), _)) => Some(format!(
-                "the canary request is refused ({why}): SHIM_CANARY_REQUEST must be a request that its model answers"
-            )),
-            Some((Answer::WorkerFailed(why), _)) => Some(format!(
-                "a canary inference has failed in the server: {why}"
-            )),
-            _ => self
-                .skipped
-                .filter(|why| why.contains("SHIM_"))
-                .map(str::to_string),
+            Some((Answer::WorkerFailed(why) | Answer::Refused(why), _)) => Some(why),
+            _ => None,
         }
     }
 

@@ -46,6 +46,19 @@ pub enum Workers {
     },
 }
 
+impl Workers {
+    /// The name in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Workers::Unseen => "unseen",
+            Workers::NoneYet => "none-yet",
+            Workers::There { .. } => "there",
+            Workers::Missing { .. } => "missing",
+            Workers::Looping { .. } => "looping",
+        }
+    }
+}
+
 /// The record of one server.
 #[derive(Debug, Clone, Default)]
 pub struct Record {

@@ -206,7 +206,7 @@ async fn the_status_document_has_the_documented_shape() {
     assert_eq!(
         status["drain"],
         serde_json::json!({
-            "state": "none", "since": null, "running": 0, "at_start": 0, "waiting": 0,
+            "state": "none", "since": null, "for_s": 0.0, "agent_drains": false, "running": 0, "at_start": 0, "waiting": 0,
             "agent": "", "summary": "", "undone": 0,
         })
     );

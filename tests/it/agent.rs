@@ -85,7 +85,7 @@ async fn an_agent_that_stays_unready_without_a_reason_fails_its_probe_and_not_th
     let status = state(&shim, "stuck").await;
     assert_eq!(status["agent"]["live"], false);
     let finding = status["findings"].as_array().unwrap();
-    assert!(finding.iter().any(|f| f["rule"] == "agent-ready"));
+    assert!(finding.iter().any(|f| f["name"] == "agent-stuck"));
     let (code, text) = shim.get(LIVE).await;
     assert_eq!(code, 503);
     assert!(

@@ -210,6 +210,32 @@ async fn status_prints_a_table_for_people_and_json_for_scripts() {
 }
 
 #[tokio::test]
+async fn status_calls_a_pod_ready_whose_scheduler_is_away_as_readyz_does() {
+    let server = StandIn::start(LOOPBACK).await.unwrap();
+    let (nowhere, _port) = refused().await;
+    let scheduler = nowhere.to_string();
+    let settings = [
+        ("SHIM_SCHEDULER", scheduler.as_str()),
+        ("SHIM_AGENT_PORT", "0"),
+    ];
+    let shim = Shim::before("127.0.0.1", server.http(), server.grpc(), &settings);
+    let admin = format!("http://{}", shim.admin());
+    let verdict = async || {
+        let (_, out, _) = output(&["status", "--admin", &admin], &[]).await;
+        let subscribed = out.lines().find(|l| l.starts_with("subscribed "))?;
+        assert!(subscribed.contains(" NO "), "{out}");
+        Some(out.lines().next()?.contains("(READY)"))
+    };
+    shim.ready().await;
+    let ready = eventually("the condition in the table", verdict).await;
+    assert!(ready);
+    server.stop().await;
+    shim.state("127.0.0.1", "grpc", "down").await;
+    let ready = eventually("the condition in the table", verdict).await;
+    assert!(!ready);
+}
+
+#[tokio::test]
 async fn status_without_a_shim_says_where_it_looked() {
     let (nowhere, _port) = refused().await;
     let url = format!("http://{nowhere}");

@@ -8,15 +8,17 @@ mod pairs;
 mod secrets;
 mod server;
 mod support;
+mod worker;
 
 use agent_shim::doctor::rules;
 
 /// Where the scenarios are: each proves a rule with `only(.., "ASnnn")` or its like.
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     include_str!("doctor/server.rs"),
     include_str!("doctor/control.rs"),
     include_str!("doctor/capacity.rs"),
     include_str!("doctor/aged.rs"),
+    include_str!("doctor/worker.rs"),
 ];
 
 /// Rules about objects of Kubernetes have their scenarios beside what gathers those.

@@ -45,11 +45,11 @@ fn canaries(outcome: &str) -> String {
     format!(r#"agent_shim_canaries_total{{outcome="{outcome}"}}"#)
 }
 
-async fn finds(shim: &Shim, rule: &str) -> String {
-    eventually(&format!("the finding {rule}"), async || {
+async fn finds(shim: &Shim, name: &str) -> String {
+    eventually(&format!("the finding {name}"), async || {
         let status = shim.status().await;
         let all = status["findings"].as_array().unwrap().clone();
-        let found = all.into_iter().find(|f| f["rule"] == rule)?;
+        let found = all.into_iter().find(|f| f["name"] == name)?;
         Some(found["text"].as_str().unwrap().to_string())
     })
     .await
@@ -87,7 +87,7 @@ async fn a_failing_canary_is_told_and_says_nothing_of_readiness_at_once() {
     let (server, shim) = with_canary(&file, "off").await;
     server.set_worker_dead(true);
     shim.metric_reaches(&canaries("failed"), 1.0).await;
-    let text = finds(&shim, "canary").await;
+    let text = finds(&shim, "canary-failing").await;
     assert!(text.contains("500 in plain text"), "{text}");
     assert_eq!(shim.get("/readyz").await.0, 200);
     server.set_worker_dead(false);
@@ -132,7 +132,7 @@ async fn relayed_inferences_that_all_fail_in_the_server_are_told() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let status = shim.status().await;
         let all = status["findings"].as_array().unwrap().clone();
-        all.into_iter().find(|f| f["rule"] == "worker-fatal")
+        all.into_iter().find(|f| f["name"] == "worker-fatal")
     })
     .await;
     assert!(told["text"].as_str().unwrap().contains("in a row"));

@@ -18,8 +18,8 @@ def condition(shim: Shim, name: str) -> dict:
     return next(c for c in shim.status()["conditions"] if c["name"] == name)
 
 
-def findings(shim: Shim, rule: str) -> list[str]:
-    return [f["text"] for f in shim.status()["findings"] if f["rule"] == rule]
+def findings(shim: Shim, name: str) -> list[str]:
+    return [f["text"] for f in shim.status()["findings"] if f["name"] == name]
 
 
 def kill_main_and_start_anew(server: MLServer) -> None:

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::capability;
 use crate::doctor;
-use crate::prestop::judge::Phase;
+use crate::prestop::judge::{Agent, Phase};
 use crate::registration::{Check, Registration};
 use crate::state::Shared;
 use crate::subscription::status::Status;
@@ -92,6 +92,15 @@ pub(in crate::admin) fn drain(shared: &Shared) -> DrainStatus {
             progress.phase.as_str().into()
         },
         since: known.then(|| shared.clock.rfc3339(progress.since)),
+        for_s: match known {
+            true => shared
+                .clock
+                .now()
+                .saturating_sub(progress.since)
+                .as_secs_f64(),
+            false => 0.0,
+        },
+        agent_drains: matches!(progress.agent, Agent::Itself | Agent::Asked | Agent::Done),
         running: shared.drain.in_flight().now(),
         at_start: progress.at_start,
         waiting: shared.drains.waiting(),
@@ -129,9 +138,24 @@ pub(super) fn worker(shared: &Shared) -> WorkerStatus {
             Workers::There { count, .. } => Some(count),
             Workers::NoneYet | Workers::Missing { .. } | Workers::Looping { .. } => Some(0),
         },
+        state: seen.workers.as_str().into(),
+        for_s: match seen.workers {
+            Workers::Missing { since } | Workers::Looping { since } => {
+                Some(shared.clock.now().saturating_sub(since).as_secs_f64())
+            }
+            _ => None,
+        },
         exits: seen.exits,
+        recent_exits: seen.recent_exits,
+        failed: seen.passive.failures,
+        failed_for_s: seen
+            .passive
+            .last
+            .saturating_sub(seen.passive.first)
+            .as_secs_f64(),
         orphans: seen.orphans,
         canary: canary.last.as_ref().map(|(a, _)| a.as_str().into()),
+        canary_said: canary.said().map(Into::into),
         canary_at: canary.last.as_ref().map(|(_, at)| date(*at)),
         canary_outstanding_since: canary.outstanding.map(date),
         canary_skipped: canary.skipped.map(Into::into),

@@ -139,8 +139,9 @@ impl To {
                 let delay = self.world.load_begins(&named.second);
                 tokio::time::sleep(delay).await;
                 let ended = self.world.load_ends(&named.second);
-                let fails = self.world.settings().load_error.clone();
-                if let Some(why) = fails {
+                // Taken first: what is locked for a condition stays so for its block.
+                let refusal = self.world.settings().load_error.clone();
+                if let Some(why) = refusal {
                     self.world.put(&named.second, UNAVAILABLE);
                     return Ok(self.status(INVALID_ARGUMENT, &why));
                 }

@@ -190,7 +190,9 @@ impl PortOutcome {
             let outcome = if has("alert") {
                 // With TLS 1.3 the peer judges our certificate after our side is done.
                 PortOutcome::TlsRefused
-            } else if has("reset") || has("broken pipe") {
+            } else if has("expects TLS") {
+                PortOutcome::WantsTls
+            } else if has("reset") || has("roken pipe") || has("closed before") {
                 PortOutcome::Reset
             } else {
                 PortOutcome::WrongProtocol

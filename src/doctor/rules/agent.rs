@@ -5,6 +5,10 @@ use crate::doctor::rule::{Found, Kind, Link, Need, Rule, Verdict};
 
 /// How long an agent may take to subscribe once everything is there for it.
 const PATIENCE_S: f64 = 60.0;
+/// How long SIGTERM may take after a drain that was called for has ended.
+const TERMINATION_S: f64 = 10.0;
+/// What brings an agent back that is alive and does nothing.
+const RESTART: &str = "kubectl exec POD -c agent -- kill 1   # and give it a livenessProbe on the shim: GET :9680/livez/agent";
 
 /// The rules.
 pub const RULES: &[Rule] = &[
@@ -81,7 +85,7 @@ pub const RULES: &[Rule] = &[
         kind: Kind::Cause,
         title: "the agent drains although the pod is not ending",
         symptoms: &["Draining", "isDraining", "drainer"],
-        needs: &[Need::Subscription],
+        needs: &[Need::Status],
         rules_out: &["agent-not-subscribed", "not-registered"],
         fix: "restart the agent's container: its drain never ends by itself",
         check: draining,
@@ -158,8 +162,25 @@ fn past_the_shim(e: &Evidence) -> Verdict {
 }
 
 fn stuck(e: &Evidence) -> Verdict {
+    let fresh = e.agent.as_ref().and_then(|a| a.ready);
+    let known = e.status.as_ref().map(|s| &s.agent);
+    // The shim has looked for minutes; a single good answer of now says more than that.
+    if let Some(known) = known.filter(|a| a.state == "stuck" && fresh != Some(200)) {
+        return Found::broken(
+            "the agent is alive and takes no work, although the server answers, the scheduler can be reached and nothing drains: it has given up and does not end",
+            RESTART,
+        )
+        .seen(known.reason.clone())
+        .into();
+    }
     let Some(agent) = &e.agent else {
-        return Verdict::CLEAR;
+        return match known {
+            Some(a) if a.state == "ready" => {
+                Verdict::Clear("the agent says that it is ready".into())
+            }
+            Some(a) => Verdict::Unknown(a.reason.clone()),
+            None => Verdict::CLEAR,
+        };
     };
     match agent.ready {
         Some(200) => Verdict::Clear("the agent says that it is ready".into()),
@@ -180,7 +201,7 @@ fn stuck(e: &Evidence) -> Verdict {
             }
             Found::broken(
                 format!("the agent answers {code} on its readiness port although the server answers and the scheduler can be reached: it has given up and does not end"),
-                "kubectl exec POD -c agent -- kill 1   # and give it a livenessProbe on the shim: GET :9680/livez/agent",
+                RESTART,
             )
             .seen(format!("GET http://127.0.0.1:9008/ready: {code}"))
             .into()
@@ -216,17 +237,40 @@ fn not_subscribed(e: &Evidence) -> Verdict {
 }
 
 fn draining(e: &Evidence) -> Verdict {
-    let stopping = e.status.as_ref().is_some_and(|s| s.around.stopping);
-    let Some(since) = e.subscription().and_then(|s| s.draining_s) else {
+    let Some(status) = &e.status else {
         return Verdict::CLEAR;
     };
-    if stopping {
+    let drain = &status.drain;
+    let called = matches!(drain.state.as_str(), "draining" | "drained" | "gave-up");
+    let asked = e.subscription().and_then(|s| s.draining_s);
+    let since = asked.or((called && drain.agent_drains).then_some(drain.for_s));
+    let Some(since) = since.filter(|_| !status.around.stopping) else {
         return Verdict::CLEAR;
+    };
+    // A pod that ends calls for a drain first, and is told to stop when that is over.
+    if called && (drain.state == "draining" || drain.for_s < TERMINATION_S) {
+        return Verdict::Unknown(
+            "the pod drains, as it was called to: whether it ends is known when SIGTERM comes"
+                .into(),
+        );
     }
-    Found::broken(
-        format!("the agent drained {} {since:.0}s ago although the pod is not ending: the scheduler places nothing on it any more", e.who()),
+    let mut found = Found::broken(
+        format!(
+            "the agent drained {} {since:.0}s ago although the pod is not ending: the scheduler places nothing on it any more",
+            e.who()
+        ),
         "kubectl exec POD -c agent -- kill 1   # three calls of /terminate on 9007 within 100 ms begin a drain: look for preStop hooks of containers that only restarted",
-    )
-    .seen(format!("the agent's AgentDrain passed through the shim {since:.0}s ago, without SIGTERM"))
-    .into()
+    );
+    if let Some(asked) = asked {
+        found = found.seen(format!(
+            "the agent's AgentDrain passed through the shim {asked:.0}s ago, without SIGTERM"
+        ));
+    }
+    if called {
+        found = found.seen(format!(
+            "/drain ended {:.0}s ago ({}), without SIGTERM",
+            drain.for_s, drain.summary
+        ));
+    }
+    found.into()
 }

@@ -296,8 +296,37 @@ fn load_failed(e: &Evidence) -> Verdict {
     .into()
 }
 
+/// Models that the scheduler counts on here, and those of them that the server does not have.
+/// `None` where nothing can be said: the server is away, or the agent itself takes models out of
+/// memory and brings them back.
+pub(in crate::doctor) fn counted_on(e: &Evidence) -> Option<(usize, Vec<String>)> {
+    let (status, s) = (e.status.as_ref()?, e.subscription()?);
+    if s.over_commit > 0 || !e.server_up() {
+        return None;
+    }
+    let alone = e
+        .our_server()
+        .is_some_and(|server| server.replicas.len() == 1);
+    let ours = |m: &ModelFact| {
+        let index = |(i, ..): &(i32, i32, String)| u32::try_from(*i) == Ok(s.replica);
+        alone || m.replicas.iter().any(index)
+    };
+    let here = e
+        .models()
+        .filter(|m| m.state == "available" && m.server == s.server && ours(m));
+    let here: Vec<&ModelFact> = here.collect();
+    let is_accounted_for = |m: &ModelFact| {
+        let name = format!("{}_{}", m.name, m.version);
+        let loaded = |i: &crate::models::Model| i.name == name && i.state == "READY";
+        // Of what a restart has taken other rules speak.
+        status.models.iter().any(loaded) || status.restoring.iter().any(|r| r.model == name)
+    };
+    let gone = here.iter().filter(|m| !is_accounted_for(m));
+    Some((here.len(), gone.map(|m| m.name.clone()).collect()))
+}
+
 fn lost(e: &Evidence) -> Verdict {
-    let (Some(status), Some(s)) = (&e.status, e.subscription()) else {
+    let Some(status) = &e.status else {
         return Verdict::CLEAR;
     };
     let Some(index) = status
@@ -307,45 +336,16 @@ fn lost(e: &Evidence) -> Verdict {
     else {
         return Verdict::Unknown("the server's list of models has not been read".into());
     };
-    // The agent itself takes over-committed models out of memory, and brings them back.
-    if s.over_commit > 0 || !e.server_up() {
+    let Some((here, gone)) = counted_on(e) else {
         return Verdict::CLEAR;
-    }
-    let alone = e
-        .our_server()
-        .is_some_and(|server| server.replicas.len() == 1);
-    let here = e
-        .models()
-        .filter(|m| m.state == "available" && m.server == s.server);
-    let here: Vec<&ModelFact> = here
-        .filter(|m| {
-            alone
-                || m.replicas
-                    .iter()
-                    .any(|(i, _, _)| u32::try_from(*i) == Ok(s.replica))
-        })
-        .collect();
-    let is_loaded = |m: &ModelFact| {
-        let name = format!("{}_{}", m.name, m.version);
-        status
-            .models
-            .iter()
-            .any(|i| i.name == name && i.state == "READY")
     };
-    let gone: Vec<&str> = here
-        .iter()
-        .filter(|m| !is_loaded(m))
-        .map(|m| m.name.as_str())
-        .collect();
-    if gone.is_empty() {
-        return match here.len() {
-            0 => Verdict::CLEAR,
-            n => Verdict::Clear(format!(
-                "{n} models that the scheduler counts on are loaded here"
-            )),
-        };
-    }
     let text = match gone.len() {
+        0 if here == 0 => return Verdict::CLEAR,
+        0 => {
+            return Verdict::Clear(format!(
+                "{here} models that the scheduler counts on are loaded here"
+            ));
+        }
         1 => format!(
             "model {} is available to the scheduler, and the server does not have it",
             gone[0]

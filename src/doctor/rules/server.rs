@@ -67,7 +67,7 @@ pub const RULES: &[Rule] = &[
             "context deadline exceeded",
             "it accepts connections and does not answer",
         ],
-        fix: "restart the server's container; MLServer stays so for ever where MLSERVER_HOST is `::`, `[::]` or empty, or where one of its ports is taken",
+        fix: "delete the pod, since MLServer in this state ignores SIGTERM; it stays so for ever where MLSERVER_HOST is `::`, `[::]` or empty, or where one of its ports is taken",
         ..rule("AS004", "server-wedged", Link::ServerProcess, |e| {
             claim(e, Fault::Wedged)
         })
@@ -319,7 +319,7 @@ fn words(e: &Evidence, fault: Fault, what: &str) -> (String, String) {
         ),
         Fault::Wedged => (
             format!("the inference server accepts {what} connections and does not answer"),
-            "kubectl exec POD -c mlserver -- kill -9 1   # MLServer in this state ignores SIGTERM".into(),
+            "kubectl delete pod POD   # MLServer in this state ignores SIGTERM, and no kill -9 from inside its container reaches process 1".into(),
         ),
         Fault::Unreachable => (
             format!("{what} connections to the inference server are neither accepted nor refused: its process is stopped, or packets to it are dropped"),

@@ -5,6 +5,7 @@ use agent_shim::proto::scheduler::Model;
 
 use super::support::*;
 use crate::subscription::support::{available, model};
+use crate::support::eventually;
 
 fn pinned(mut model: Model, server: &str) -> Model {
     model.model_spec.as_mut().unwrap().server = Some(server.into());
@@ -181,8 +182,8 @@ async fn a_server_that_is_not_shared_takes_only_models_that_name_it() {
 }
 
 /// An agent that loads into the pod's server.
-async fn loading() -> Pod {
-    let mut pod = Pod::start(agent(GI), &[]).await;
+async fn loading(more: &[(&str, &str)]) -> Pod {
+    let mut pod = Pod::start(agent(GI), more).await;
     pod.agent.take();
     let gone = pod
         .scheduler
@@ -197,7 +198,7 @@ async fn loading() -> Pod {
 
 #[tokio::test]
 async fn a_load_that_failed_is_told_in_the_servers_own_words() {
-    let pod = loading().await;
+    let pod = loading(&[]).await;
     let words = "No module named 'my_runtime'";
     pod.server.set_load_error(Some(words));
     pod.scheduler.load(model("iris", &["sklearn"], None));
@@ -208,7 +209,7 @@ async fn a_load_that_failed_is_told_in_the_servers_own_words() {
 
 #[tokio::test]
 async fn a_model_that_a_restart_has_lost_is_found_missing() {
-    let pod = loading().await;
+    let pod = loading(&[("SHIM_RESTORE_MODELS", "false")]).await;
     pod.scheduler.load(model("iris", &["sklearn"], None));
     available(&pod.scheduler, "iris").await;
     let visit = pod.visit();
@@ -233,4 +234,11 @@ async fn a_model_that_a_restart_has_lost_is_found_missing() {
             .text
             .contains("model iris is available to the scheduler")
     );
+    // The sidecar comes to the same from what it knows anyway, once it has lasted.
+    eventually("AS095 in /status", async || {
+        let status = pod.shim.status().await;
+        let all = status["findings"].as_array().unwrap().clone();
+        all.iter().any(|f| f["rule"] == "AS095").then_some(())
+    })
+    .await;
 }

@@ -97,11 +97,6 @@ async fn every_fault_of_tls_has_its_own_rule() {
         ];
         let pod = pod_before(&more).await;
         pod.visit().only(id).await;
-        if id == "AS048" {
-            // With TLS 1.3 a certificate is refused after the shim's side is done: that it was
-            // this that ended the call only a connection of the doctor's own can tell.
-            continue;
-        }
         // The sidecar, which connects to nobody for it, comes to the same from what it knows.
         let mut last = None;
         let seen = tokio::time::timeout(crate::support::PATIENCE, async {
@@ -119,6 +114,11 @@ async fn every_fault_of_tls_has_its_own_rule() {
     let at = open.to_string();
     let pod = pod_before(&[("SHIM_SCHEDULER", &at)]).await;
     pod.visit().only("AS050").await;
+    eventually("AS050 in /status", async || {
+        let status = pod.shim.status().await;
+        (status["findings"][0]["rule"] == "AS050").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -200,6 +200,27 @@ async fn a_scheduler_that_waits_for_replicas_is_told_from_one_that_has_no_room()
 }
 
 #[tokio::test]
+async fn a_subscription_that_is_held_is_said_to_be_for_as_long_as_it_has_been() {
+    let server = server().await;
+    server.stop().await;
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let shim = shim_with(&server, &control(scheduler.agent, scheduler.status));
+    let _agent = FakeAgent::start(AgentConfig {
+        scheduler: shim.bound.agent[0],
+        ..agent(GI)
+    });
+    // Nothing changes meanwhile but the time.
+    eventually("two seconds of being held", async || {
+        let status = shim.status().await;
+        let all = status["conditions"].as_array().unwrap().clone();
+        let subscribed = all.into_iter().find(|c| c["name"] == "subscribed")?;
+        let reason = subscribed["reason"].as_str().unwrap().to_string();
+        (reason.contains("is held for") && reason.ends_with("for 2 s now")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_drain_without_termination_is_named() {
     let pod = Pod::start(agent(GI), &[]).await;
     pod.healthy().await;
@@ -211,6 +232,60 @@ async fn a_drain_without_termination_is_named() {
             .text
             .contains("although the pod is not ending")
     );
+}
+
+#[tokio::test]
+async fn a_drain_that_was_called_for_is_held_against_nobody_until_it_has_ended_without_an_end() {
+    let pod = Pod::start(agent(GI), &[]).await;
+    let well = pod.healthy().await;
+    let with = |state: &str, for_s: f64, asked: Option<f64>| {
+        let mut evidence = well.clone();
+        let status = evidence.status.as_mut().unwrap();
+        status.drain.state = state.into();
+        status.drain.agent_drains = true;
+        status.drain.for_s = for_s;
+        status.drain.summary = "nothing ran any more".into();
+        status.subscription.as_mut().unwrap().draining_s = asked;
+        evidence
+    };
+    for young in [
+        with("draining", 60.0, Some(60.0)),
+        with("drained", 9.0, Some(10.0)),
+    ] {
+        let d = agent_shim::doctor::diagnose(&young, agent_shim::doctor::rules::all());
+        assert_eq!(d.first, None);
+        let known = d.unchecked.iter().flat_map(|u| &u.rules);
+        assert!(known.into_iter().any(|r| r == "AS033"), "{d:#?}");
+    }
+    for old in [
+        with("drained", 10.0, Some(11.0)),
+        with("gave-up", 10.0, None),
+    ] {
+        let d = only(&old, "AS033");
+        let seen = d.first.unwrap().evidence;
+        assert!(
+            seen.last().unwrap().contains("nothing ran any more"),
+            "{seen:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_the_shim_has_seen_stuck_needs_no_look_of_the_doctors_own() {
+    let pod = Pod::start(agent(GI), &[]).await;
+    let mut evidence = pod.healthy().await;
+    evidence.agent = None;
+    let known = &mut evidence.status.as_mut().unwrap().agent;
+    (known.state, known.reason) = ("not-ready".into(), "it counts as stuck after 3m".into());
+    let d = agent_shim::doctor::diagnose(&evidence, agent_shim::doctor::rules::all());
+    assert_eq!(d.first, None);
+    assert!(
+        d.unchecked
+            .iter()
+            .any(|u| u.why == "it counts as stuck after 3m")
+    );
+    evidence.status.as_mut().unwrap().agent.state = "stuck".into();
+    only(&evidence, "AS031");
 }
 
 #[tokio::test]
