@@ -139,7 +139,8 @@ impl To {
                 let delay = self.world.load_begins(&named.second);
                 tokio::time::sleep(delay).await;
                 let ended = self.world.load_ends(&named.second);
-                if let Some(why) = self.world.settings().load_error.clone() {
+                let fails = self.world.settings().load_error.clone();
+                if let Some(why) = fails {
                     self.world.put(&named.second, UNAVAILABLE);
                     return Ok(self.status(INVALID_ARGUMENT, &why));
                 }
