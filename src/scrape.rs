@@ -31,6 +31,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 pub const MAX_ANSWER: usize = 4 * 1024 * 1024;
 /// Merges at a time: each may hold two answers in memory.
 const MAX_AT_ONCE: usize = 2;
+/// How long a scrape waits for its turn; with [`LIMIT`] it stays below the usual time-out.
+const WAIT: Duration = Duration::from_secs(3);
 const ACCEPTED: &str = "text/plain;version=0.0.4;q=1,text/plain;q=0.5";
 const OPENMETRICS: &str = "application/openmetrics-text";
 
@@ -129,8 +131,9 @@ impl Scrape {
         if guarded {
             return only("not merged: the caller is a merging agent-shim");
         }
-        let Ok(_turn) = self.turns.acquire().await else {
-            return only("not merged: the shim ends");
+        // Whoever waits holds a connection of the admin port, which kubelet's probes need too.
+        let Ok(Ok(_turn)) = timeout(WAIT, self.turns.acquire()).await else {
+            return only("not merged: other merged scrapes are under way");
         };
         let server = self
             .watching

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Once;
 use std::time::Duration;
 
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, ORIGIN};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
@@ -53,6 +53,15 @@ pub(super) async fn answer(
         return text(
             StatusCode::FORBIDDEN,
             "a drain may be begun from loopback only; SHIM_DRAIN_ENDPOINT=true lets kubelet's httpGet hooks, and whoever else reaches this port, begin one\n",
+        );
+    }
+    // Through a port-forward every caller is on loopback, also a page of somebody else's that the
+    // browser of the person who forwards happens to show.
+    let led = request.headers().get("sec-fetch-site");
+    if led.is_some_and(|site| site != "none") || request.headers().contains_key(ORIGIN) {
+        return text(
+            StatusCode::FORBIDDEN,
+            "a drain is not begun by a page in a browser\n",
         );
     }
     let bound = shared.drains.bound;

@@ -91,7 +91,8 @@ pub(super) fn headers() -> [(HeaderName, HeaderValue); 7] {
 /// What a part of the page is made from.
 struct Page<'a> {
     doc: &'a Document,
-    /// The document's findings as JSON: of its keys only `rule` and `text` are relied on.
+    /// The document's findings as JSON: of its keys only `rule` and `text` are relied on, so that
+    /// a finding of another shape is shown with what it has.
     findings: Vec<Value>,
     now: SystemTime,
     verdict: Verdict,

@@ -28,7 +28,7 @@ pub struct DoctorArgs {
     pub model: Option<String>,
     /// Where the shim's admin port is; by default that of this pod. Given again: other replicas of
     /// the server, to compare with
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = admin)]
     pub admin: Vec<String>,
     /// The scheduler's agent service, instead of SHIM_SCHEDULER
     #[arg(long, value_name = "HOST:PORT")]
@@ -70,6 +70,22 @@ pub struct DoctorArgs {
     /// Print the table of rules as Markdown, as it stands in docs/diagnosis.md
     #[arg(long, exclusive = true)]
     pub rules_markdown: bool,
+}
+
+/// A URL; `host:port` is enough.
+fn admin(text: &str) -> Result<String, String> {
+    let url = match text.contains("://") {
+        true => text.to_string(),
+        false => format!("http://{text}"),
+    };
+    let known = url.parse::<http::Uri>().ok().filter(|uri| {
+        let scheme = uri.scheme_str().unwrap_or_default();
+        uri.host().is_some_and(|host| !host.is_empty()) && matches!(scheme, "http" | "https")
+    });
+    match known {
+        Some(_) => Ok(url.trim_end_matches('/').into()),
+        None => Err("expected a URL such as http://127.0.0.1:9680".into()),
+    }
 }
 
 /// Runs the command.
@@ -149,4 +165,26 @@ fn shown(args: &DoctorArgs, diagnosis: &Diagnosis) -> String {
 fn width() -> usize {
     let columns = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
     columns.unwrap_or(80).clamp(40, 120)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_admin_port_may_be_named_without_a_scheme() {
+        for (given, taken) in [
+            ("http://shim:9680/", Ok("http://shim:9680")),
+            ("https://shim/a", Ok("https://shim/a")),
+            ("127.0.0.1:9680", Ok("http://127.0.0.1:9680")),
+            ("[::1]:9680", Ok("http://[::1]:9680")),
+            ("ftp://shim", Err(())),
+            ("http://", Err(())),
+            ("", Err(())),
+            ("a b", Err(())),
+        ] {
+            let got = admin(given).map_err(|_| ());
+            assert_eq!(got.as_deref().map_err(|_| ()), taken, "{given}");
+        }
+    }
 }

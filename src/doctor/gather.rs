@@ -62,7 +62,7 @@ pub async fn evidence(settings: &Settings) -> Evidence {
         format!("http://127.0.0.1:{port}")
     });
     let mut evidence = Evidence {
-        admin: admin.clone(),
+        admin: public(&admin),
         asked_model: settings.model.clone(),
         ..Evidence::default()
     };
@@ -156,9 +156,28 @@ pub async fn evidence(settings: &Settings) -> Evidence {
 }
 
 async fn status(admin: &str, limit: Duration) -> Result<Document, String> {
-    let text = crate::cli::status::fetch(admin, limit).await?;
-    serde_json::from_str(&text)
-        .map_err(|error| format!("{admin}/status is not that of an agent-shim: {error}"))
+    let asked = crate::cli::status::fetch(admin, limit).await;
+    let read = asked.and_then(|text| {
+        serde_json::from_str(&text)
+            .map_err(|error| format!("{admin}/status is not that of an agent-shim: {error}"))
+    });
+    // What is said may end in a ticket.
+    read.map_err(|why| match credentials(admin) {
+        Some(secret) => why.replace(secret, ""),
+        None => why,
+    })
+}
+
+/// `user:password@` of a URL.
+fn credentials(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    authority.rfind('@').map(|at| &authority[..=at])
+}
+
+/// A URL as it may be shown.
+fn public(url: &str) -> String {
+    credentials(url).map_or_else(|| url.into(), |secret| url.replace(secret, ""))
 }
 
 /// The objects in Kubernetes, about the server and the scheduler that the shim names.
@@ -226,7 +245,7 @@ async fn peers(admins: &[String], limit: Duration) -> Vec<PeerFact> {
             let document = status(&admin, limit).await.ok()?;
             let subscription = document.subscription?;
             Some(PeerFact {
-                admin,
+                admin: public(&admin),
                 server: subscription.server,
                 replica: subscription.replica,
                 capabilities: document.capabilities.reported,
@@ -270,6 +289,23 @@ async fn scheduler(
                 models,
                 complete: true,
             })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_in_a_url_is_not_shown() {
+        for (url, shown) in [
+            ("http://bob:hush@shim:9680", "http://shim:9680"),
+            ("http://bob:h@sh@shim:9680/a@b", "http://shim:9680/a@b"),
+            ("http://shim:9680/a@b", "http://shim:9680/a@b"),
+            ("shim:9680", "shim:9680"),
+        ] {
+            assert_eq!(public(url), shown);
         }
     }
 }

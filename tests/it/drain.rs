@@ -256,6 +256,26 @@ async fn looking_and_other_methods_begin_nothing() {
 }
 
 #[tokio::test]
+async fn a_page_in_a_browser_begins_no_drain() {
+    let (_server, shim) = pair(&[]).await;
+    for (name, value) in [
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-site", "same-site"),
+        ("sec-fetch-site", "same-origin"),
+        ("origin", "https://elsewhere.example"),
+        ("origin", "null"),
+    ] {
+        let mut asked: ::http::Request<_> = request("POST", "/drain", "");
+        let value = ::http::HeaderValue::from_static(value);
+        asked.headers_mut().insert(name, value);
+        let mut client = Client::connect(shim.admin()).await;
+        assert_eq!(client.call(asked).await.0, 403, "{name}");
+    }
+    assert_eq!(shim.status().await["drain"]["state"], "none");
+    shim.ready().await;
+}
+
+#[tokio::test]
 async fn in_observe_mode_nothing_is_drained() {
     let server = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
     let observe = [("SHIM_MODE", "observe")];

@@ -61,7 +61,13 @@ async fn a_browser_gets_one_self_contained_page_and_curl_a_list_of_paths() {
             .unwrap()
             .starts_with("text/plain")
     );
-    assert!(body.starts_with("agent-shim: /livez /readyz") && body.lines().count() == 1);
+    assert!(body.starts_with("agent-shim: /livez ") && body.lines().count() == 1);
+    for path in ["/livez/agent", "/readyz", "/metrics", "/status", "/drain"] {
+        assert!(
+            body.contains(&format!(" {path} ")) || body.trim_end().ends_with(path),
+            "{body}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::metrics::complaints;
 use crate::support::http::{Client, request};
 use crate::support::pages::{Page, Pages};
-use crate::support::{Shim, pair, refused};
+use crate::support::{Shim, pair, refused, within};
 use agent_shim::demo::standin::StandIn;
 
 const AGENT: &str = "# HELP go_goroutines Number of goroutines.\n# TYPE go_goroutines gauge\ngo_goroutines 12\n\
@@ -168,4 +168,29 @@ async fn a_shim_that_would_ask_itself_or_another_stops_there() {
     let (_, _, body) = client.call(guarded).await;
     let text = String::from_utf8_lossy(&body);
     assert!(text.starts_with("# not merged: the caller is a merging agent-shim\n"));
+}
+
+#[tokio::test]
+async fn many_scrapes_of_silent_sources_are_all_answered_in_bounded_time() {
+    let (_server, agent, metrics, shim) = four("true").await;
+    for source in [&agent, &metrics] {
+        let silent = Page::new(200, AGENT).after(Duration::from_secs(60));
+        source.set("/metrics", silent);
+    }
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..24 {
+        let admin = shim.admin();
+        all.spawn(async move { crate::support::http::get(admin, "/metrics?merge").await });
+    }
+    // Two at a time: without a bound all would have their turn, the last after 24 s.
+    let mut merged = 0;
+    while let Some(answer) = within("every scrape", all.join_next()).await {
+        let (code, text) = answer.unwrap();
+        assert_eq!(code, 200);
+        assert!(text.contains("agent_shim_build_info"));
+        merged += usize::from(!text.starts_with("# not merged: other merged scrapes"));
+    }
+    assert!((2..24).contains(&merged), "{merged} had their turn");
+    // What was asked meanwhile is at most what was allowed at a time.
+    assert_eq!(agent.asked("/metrics"), merged);
 }

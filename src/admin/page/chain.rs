@@ -5,7 +5,8 @@ use maud::{Markup, html};
 
 use super::Page;
 use super::text::{Mark, count, fitted};
-use super::verdict::{protocol_state, selected};
+use super::verdict::{is_called, protocol_state, selected};
+use crate::worker;
 
 /// A party.
 struct Node {
@@ -94,41 +95,57 @@ impl Page<'_> {
             s if s.contains(&"stalled") => (Mark::Warn, "silent"),
             _ => (Mark::Warn, "answers in part"),
         };
+        let worker_failed = find(worker::CONDITION).is_some_and(|c| !c.status);
+        let lost = doc.restoring.len();
+        let (server_mark, server_word) = match server_mark {
+            Mark::Good if worker_failed => (Mark::Bad, "worker broken"),
+            Mark::Good if lost > 0 => (Mark::Warn, "models missing"),
+            mark => (mark, server_word),
+        };
+        let (agent_mark, agent_word) = match (doc.agent.state.as_str(), scheduler_on, asked) {
+            ("ready", _, _) => (Mark::Good, "ready"),
+            ("not-ready", _, _) => (Mark::Warn, "not ready"),
+            ("silent", _, _) => (Mark::Warn, "silent"),
+            ("stuck", _, _) => (Mark::Bad, "stuck"),
+            // Older agents do not say; what they do is seen at the subscription.
+            (_, false, _) => (Mark::Off, "not observed"),
+            (_, true, true) => (sub_mark, "seen"),
+            (_, true, false) => (Mark::Busy, "not seen yet"),
+        };
+        let called = is_called(&doc.drain.state);
         let verdict = &self.verdict;
         Chain {
             agent: Node {
                 title: "Agent",
-                mark: if asked || !scheduler_on {
-                    sub_mark
-                } else {
-                    Mark::Busy
-                },
-                word: match (scheduler_on, asked) {
-                    (false, _) => "not observed",
-                    (true, true) => "seen",
-                    (true, false) => "not seen yet",
-                },
+                mark: agent_mark,
+                word: agent_word,
                 note: "Seldon's, in this pod".into(),
             },
             shim: Node {
                 title: "Shim",
-                mark: if verdict.pod_ready {
-                    Mark::Good
-                } else {
-                    Mark::Bad
+                mark: match (verdict.pod_ready, called) {
+                    (true, _) => Mark::Good,
+                    (false, true) => Mark::Warn,
+                    (false, false) => Mark::Bad,
                 },
-                word: if verdict.pod_ready {
-                    "ready"
-                } else {
-                    "not ready"
+                word: match (verdict.pod_ready, doc.drain.state.as_str()) {
+                    (true, _) => "ready",
+                    (false, "draining") => "draining",
+                    (false, "drained" | "gave-up") => "drained",
+                    (false, "stopping") => "stopping",
+                    (false, _) => "not ready",
                 },
-                note: format!("mode {}", doc.mode),
+                note: match doc.drain.running {
+                    running if called && running > 0 => format!("{} run", count(running, "call")),
+                    _ => format!("mode {}", doc.mode),
+                },
             },
             server: Node {
                 title: "Server",
                 mark: server_mark,
                 word: server_word,
                 note: match &doc.server {
+                    Some(_) if lost > 0 => format!("{} not back", count(lost, "model")),
                     Some(_) if ready > 0 && server_mark == Mark::Good => {
                         format!("{} ready", count(ready, "model"))
                     }

@@ -11,6 +11,9 @@ use super::verdict::is_local;
 /// Rows of each list that are shown; `/status` has all of them.
 const FINDINGS: usize = 50;
 const MODELS: usize = 100;
+/// Lines of one finding's evidence, and models that are being restored.
+const EVIDENCE: usize = 12;
+const RESTORING: usize = 40;
 /// Names of each kind: shown at once, and behind a click.
 const NAMES: usize = 40;
 const MORE_NAMES: usize = 160;
@@ -40,12 +43,23 @@ impl Page<'_> {
     /// Keys beside `rule` and `text` may be there or not.
     fn finding(&self, finding: &serde_json::Value) -> Markup {
         let said = |key: &str| finding[key].as_str().filter(|text| !text.is_empty());
+        let (mark, word) = match said("severity") {
+            Some("broken") => (Mark::Bad, "broken"),
+            Some("warning") => (Mark::Warn, "works, worth a look"),
+            _ => (Mark::Warn, "found"),
+        };
+        let lines = finding["evidence"].as_array().into_iter().flatten();
+        let evidence: Vec<&str> = lines.filter_map(|line| line.as_str()).collect();
         html! {
             li .finding {
-                p .line { (icon(Mark::Warn))
+                p .line {
                     @if let Some(name) = said("name") { strong { (self.name(name)) } }
-                    span .tag { (self.name(said("rule").unwrap_or("finding"))) } }
+                    span .tag { (self.name(said("rule").unwrap_or("finding"))) }
+                    span .state { (icon(mark)) (word) } }
                 p { (self.sentence(said("text").unwrap_or_default(), 800)) }
+                @if !evidence.is_empty() { p .small .because { "Because" } ul .evidence {
+                    @for line in evidence.iter().take(EVIDENCE) { li { (self.sentence(line, 300)) } } }
+                    (more(evidence.len(), EVIDENCE)) }
                 @if let Some(fix) = said("fix") { div .fix { p .small { "What to do" } pre tabindex="0" aria-label="What to do" { code { (self.lines(fix)) } } } }
             }
         }
@@ -117,6 +131,7 @@ impl Page<'_> {
                     @if self.verdict.mark == Mark::Bad && !models.is_empty() { p .note { (icon(Mark::Warn)) "The server does not answer: this is what it last said." } }
                     @if let Some(error) = &server.error { p .note { (icon(Mark::Warn)) "The last look failed: " (self.sentence(error, 300)) } }
                 }
+                (self.restoring())
                 @if models.is_empty() {
                     p .empty { @if self.doc.server.is_some() { "The server's repository is empty." } @else { "The server has not been heard yet." } }
                 } @else {
@@ -134,6 +149,27 @@ impl Page<'_> {
                 }
             }
         }
+    }
+
+    /// Models that a restart of the server has taken and that are not back.
+    fn restoring(&self) -> Markup {
+        let all = &self.doc.restoring;
+        let words = |stage: &str| match stage {
+            "due" => (Mark::Busy, "is to be loaded again"),
+            "loading" => (Mark::Busy, "is being loaded again"),
+            "given-up" => (Mark::Bad, "could not be loaded again"),
+            _ => (Mark::Warn, "is not back"),
+        };
+        html! { @if !all.is_empty() {
+            h3 { "Lost by a restart of the server " span .n { (all.len()) } }
+            ul .rows .restoring { @for r in all.iter().take(RESTORING) {
+                @let (mark, word) = words(&r.stage);
+                li { span .state { (icon(mark)) strong { (self.name(&r.model)) } " " (word) }
+                    @if r.failures > 0 { span .small { (count(r.failures as usize, "failed try").replace("trys", "tries")) } }
+                    @if let Some(error) = &r.error { p { (self.sentence(error, 300)) } } }
+            } }
+            (more(all.len(), RESTORING))
+        } }
     }
 
     pub(super) fn conditions(&self) -> Markup {

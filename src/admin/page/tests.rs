@@ -169,6 +169,91 @@ fn a_fix_is_shown_where_a_finding_has_one() {
     assert!(text.contains("It is so.") && !text.contains("What to do"));
 }
 
+#[test]
+fn a_finding_says_how_bad_it_is_by_word_and_icon_and_what_was_seen() {
+    let mut d = document();
+    d["findings"] = json!([
+        {"rule": "AS001", "name": "one", "severity": "broken", "text": "It is so.", "fix": "x",
+            "evidence": ["HTTP <a>: refused", "gRPC: refused"]},
+        {"rule": "AS002", "name": "two", "severity": "warning", "text": "It may be.", "fix": "y", "evidence": []},
+    ]);
+    let text = page(d);
+    let findings = text.split("id=\"findings\"").nth(1).unwrap();
+    let (first, second) = findings.split_once("AS002").unwrap();
+    for part in [
+        "#i-bad",
+        "broken",
+        "Because",
+        "HTTP &lt;a&gt;: refused",
+        "gRPC: refused",
+    ] {
+        assert!(first.contains(part), "{part} is not in {first}");
+    }
+    let second = second.split("</li>").next().unwrap();
+    assert!(second.contains("#i-warn") && second.contains("worth a look"));
+    assert!(!second.contains("Because"));
+}
+
+#[test]
+fn the_picture_has_the_agents_own_word_and_what_is_wrong_with_the_servers_models() {
+    let picture = |change: &dyn Fn(&mut Value)| {
+        let mut d = document();
+        change(&mut d);
+        let text = page(d);
+        let from = text.find("aria-label=\"Agent").unwrap();
+        let label = &text[from + 12..];
+        label[..label.find('"').unwrap()].to_string()
+    };
+    let agent = |state: &str| {
+        let state = json!({"state": state, "since": AT, "reason": "so", "live": true});
+        picture(&|d| d["agent"] = state.clone())
+    };
+    assert!(agent("unknown").starts_with("Agent seen to Shim ready"));
+    for (state, word) in [
+        ("ready", "Agent ready"),
+        ("not-ready", "Agent not ready"),
+        ("silent", "Agent silent"),
+        ("stuck", "Agent stuck"),
+    ] {
+        assert!(agent(state).starts_with(word), "{}", agent(state));
+    }
+    let lost = json!([{"model": "iris", "stage": "given-up", "failures": 3, "error": "no <file>"}]);
+    assert!(picture(&|d| d["restoring"] = lost.clone()).contains("Server models missing"));
+    let worker = condition(crate::worker::CONDITION, false, "it is gone");
+    let broken = picture(&|d| d["conditions"].as_array_mut().unwrap().push(worker.clone()));
+    assert!(broken.contains("Server worker broken") && broken.contains("Shim not ready"));
+    let mut d = document();
+    d["restoring"] = lost;
+    let text = page(d).replace("<bdi>", "").replace("</bdi>", "");
+    for part in [
+        "iris</strong> could not be loaded again",
+        "3 failed tries",
+        "no &lt;file&gt;",
+    ] {
+        assert!(text.contains(part), "{part}");
+    }
+}
+
+#[test]
+fn a_drain_that_was_called_for_is_not_called_a_stop() {
+    for (state, word, said) in [
+        ("draining", "draining", "what runs is waited for"),
+        ("drained", "drained", "no call runs any more"),
+        ("gave-up", "drained", "calls still ran"),
+        ("stopping", "stopping", "told to stop"),
+    ] {
+        let mut d = without("not-draining");
+        d["drain"] = json!({"state": state, "since": AT, "running": 2, "at_start": 2, "waiting": 1,
+            "agent": "has drained", "summary": "", "undone": 0});
+        let (is, short, ready) = verdict_of(d.clone());
+        assert!(
+            (is, ready) == (word, false) && short.contains(said),
+            "{state}: {is}, {short}"
+        );
+        assert!(page(d).contains(&format!("Shim {word}")), "{state}");
+    }
+}
+
 /// A name in every place that takes text from outside.
 fn named(name: &str) -> Value {
     let mut d = document();

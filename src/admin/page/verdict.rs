@@ -6,6 +6,7 @@
 use super::super::status::{ConditionStatus, Document, EndpointStatus};
 use super::text::Mark;
 use crate::readiness::NAMES;
+use crate::{agent, restore, worker};
 
 /// The headline.
 #[derive(Debug, Clone)]
@@ -24,7 +25,7 @@ pub(super) struct Verdict {
 
 /// Whether a condition is one of the pod's own, which decide readiness.
 pub(super) fn is_local(condition: &ConditionStatus) -> bool {
-    NAMES.contains(&condition.name.as_str())
+    NAMES.contains(&condition.name.as_str()) || condition.name == worker::CONDITION
 }
 
 /// The candidate of a protocol that is in use.
@@ -68,6 +69,28 @@ pub(super) fn of(doc: &Document) -> Verdict {
         since: since.into(),
         pod_ready,
     };
+    if let Some(c) = failed("not-draining").filter(|_| is_called(&doc.drain.state)) {
+        let (word, short) = match doc.drain.state.as_str() {
+            "draining" => (
+                "draining",
+                "the pod takes no more traffic, and what runs is waited for",
+            ),
+            "drained" => (
+                "drained",
+                "the pod takes no traffic, and no call runs any more",
+            ),
+            _ => (
+                "drained",
+                "the pod takes no traffic; calls still ran when the time was over",
+            ),
+        };
+        let long = match (doc.drain.summary.as_str(), doc.drain.agent.as_str()) {
+            ("", "") => capital(&c.reason),
+            ("", agent) => format!("{}. The agent: {agent}", capital(&c.reason)),
+            (summary, _) => format!("{}. {}", capital(&c.reason), capital(summary)),
+        };
+        return verdict(Mark::Warn, word, short, long, &c.since);
+    }
     if let Some(c) = failed("not-draining") {
         return verdict(
             Mark::Warn,
@@ -114,6 +137,9 @@ pub(super) fn of(doc: &Document) -> Verdict {
             "registered" => "the scheduler does not list this replica".into(),
             "capacity-agrees" => "the scheduler believes in another capacity".into(),
             "probed" => "not every address has been tried yet".into(),
+            agent::CONDITION => "the agent does not call itself ready".into(),
+            restore::CONDITION => "models are missing since the server was restarted".into(),
+            worker::CONDITION => "the inference server's worker does not work".into(),
             other => format!("{other} does not hold"),
         };
         return verdict(Mark::Warn, "degraded", &short, capital(&c.reason), &c.since);
@@ -132,6 +158,11 @@ pub(super) fn of(doc: &Document) -> Verdict {
         String::new(),
         since.unwrap_or_default(),
     )
+}
+
+/// Whether a drain was called for, and no SIGTERM has come.
+pub(super) fn is_called(state: &str) -> bool {
+    matches!(state, "draining" | "drained" | "gave-up")
 }
 
 /// A reason as the beginning of a sentence.

@@ -87,7 +87,9 @@ impl Evidence {
                 protocol,
                 answers: p.healthy,
                 open: false,
-                stalled: !p.healthy && before.is_some_and(|b| b.stalled),
+                // A single look with a short limit does not outweigh what the shim sees all the
+                // time: a server that answered until now may only be busy.
+                stalled: !p.healthy && before.is_some_and(|b| b.stalled || b.answers),
                 reason: p.reason.clone(),
                 detail: p.detail.clone(),
                 answered_before: before.is_some_and(|b| b.answered_before || b.answers),

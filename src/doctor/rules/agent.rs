@@ -1,5 +1,6 @@
 //! The shim itself, and the agent: does it run, and does it go through the shim?
 
+use crate::admin::status::SubscriptionStatus;
 use crate::doctor::evidence::{Evidence, Vantage};
 use crate::doctor::rule::{Found, Kind, Link, Need, Rule, Verdict};
 
@@ -195,9 +196,16 @@ fn stuck(e: &Evidence) -> Verdict {
                 .agent_service()
                 .is_none_or(|p| p.outcome == crate::doctor::evidence::PortOutcome::Connected);
             let waiting = e.subscription().is_some_and(|s| s.phase == "held");
-            if !e.server_up() || !reached || waiting {
+            if !e.server_up() || !reached || waiting || drains(e) {
                 // It says so because of something else.
                 return Verdict::CLEAR;
+            }
+            let young = |s: &&SubscriptionStatus| s.phase == "none" && s.for_s < PATIENCE_S;
+            if let Some(s) = e.subscription().filter(young) {
+                return Verdict::Unknown(format!(
+                    "the agent is not ready ({code}) and has had no subscription for {:.0}s; it is given {PATIENCE_S:.0}s to start",
+                    s.for_s
+                ));
             }
             Found::broken(
                 format!("the agent answers {code} on its readiness port although the server answers and the scheduler can be reached: it has given up and does not end"),
@@ -207,6 +215,14 @@ fn stuck(e: &Evidence) -> Verdict {
             .into()
         }
     }
+}
+
+/// Whether a drain is why the agent takes no work.
+fn drains(e: &Evidence) -> bool {
+    let pod = e.status.as_ref().is_some_and(|s| {
+        s.around.stopping || matches!(s.drain.state.as_str(), "draining" | "drained" | "gave-up")
+    });
+    pod || e.subscription().is_some_and(|s| s.draining_s.is_some())
 }
 
 fn not_subscribed(e: &Evidence) -> Verdict {

@@ -283,11 +283,14 @@ fn claim(e: &Evidence, mine: Fault) -> Verdict {
         .map(Protocol::title)
         .collect();
     let what = titles.join(" and ");
-    let lines = all.iter().filter(|c| !c.answers || failing(c.protocol));
+    // An alternative that refuses explains nothing while another one answers.
+    let lines = all.iter().filter(|c| failing(c.protocol));
     let lines: Vec<String> = lines.map(Candidate::line).collect();
     let (text, fix) = words(e, fault, &what);
     let found = match fault {
         Fault::Stalled => Found::warning(text, fix),
+        // Between two crashes; whatever else is broken is broken now.
+        Fault::CrashLoop if titles.is_empty() => Found::warning(text, fix),
         _ => Found::broken(text, fix),
     };
     let process = e.status.as_ref().and_then(|s| s.around.process);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::text::{clean, headline, ids};
+use super::text::{clean, headline, ids, reasons};
 use crate::doctor::engine::{Diagnosis, Finding, Standing};
 
 /// The whole. Writing to a string cannot fail.
@@ -48,7 +48,7 @@ pub fn shown(d: &Diagnosis) -> String {
     }
     if !d.unchecked.is_empty() {
         out.push_str("\n### Could not check\n\n");
-        for one in &d.unchecked {
+        for one in reasons(d) {
             let _ = writeln!(
                 out,
                 "- {}: {} ({})",

@@ -1,6 +1,6 @@
 //! For a person at a terminal: what a good colleague on call would write.
 
-use crate::doctor::engine::{Diagnosis, Finding, LinkReport, Outcome, Standing};
+use crate::doctor::engine::{Diagnosis, Finding, LinkReport, Outcome, Standing, Unchecked};
 
 /// Column in which the words of a link begin.
 const INDENT: usize = 22;
@@ -53,12 +53,28 @@ pub fn shown(d: &Diagnosis, width: usize, colour: bool) -> String {
     }
     if !d.unchecked.is_empty() {
         page.heading("Could not check", DIM);
-        for one in &d.unchecked {
+        for one in reasons(d) {
             page.item(&format!("{}: {} ({})", one.what, one.why, ids(&one.rules)));
         }
     }
     let lines: Vec<&str> = page.out.lines().map(str::trim_end).collect();
     lines.join("\n") + "\n"
+}
+
+/// What could not be checked, once for each reason.
+pub(super) fn reasons(d: &Diagnosis) -> Vec<Unchecked> {
+    let mut all: Vec<Unchecked> = Vec::new();
+    for one in &d.unchecked {
+        match all.iter_mut().find(|u| u.why == one.why) {
+            Some(same) => {
+                same.what = format!("{}, {}", same.what, one.what);
+                same.rules.extend(one.rules.iter().cloned());
+                same.rules.sort();
+            }
+            None => all.push(one.clone()),
+        }
+    }
+    all
 }
 
 /// `AS001, AS002 and 5 more`.
@@ -98,7 +114,9 @@ impl Page {
     }
 
     fn heading(&mut self, text: &str, colour: &str) {
-        self.out.push('\n');
+        if !self.out.ends_with("\n\n") {
+            self.out.push('\n');
+        }
         let line = self.painted(text, colour);
         self.out.push_str(&line);
         self.out.push('\n');

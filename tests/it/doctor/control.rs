@@ -225,7 +225,11 @@ async fn a_drain_without_termination_is_named() {
     let pod = Pod::start(agent(GI), &[]).await;
     pod.healthy().await;
     pod.agent.as_ref().unwrap().drain().await.unwrap();
-    let d = pod.visit().only("AS033").await;
+    // An agent that drains calls itself not ready; it is not stuck for that.
+    let mut tasks = JoinSet::new();
+    let mut visit = pod.visit();
+    visit.agent_ports = [answering(503, &mut tasks).await, 1];
+    let d = visit.only("AS033").await;
     assert!(
         d.first
             .unwrap()
@@ -285,6 +289,27 @@ async fn an_agent_that_the_shim_has_seen_stuck_needs_no_look_of_the_doctors_own(
             .any(|u| u.why == "it counts as stuck after 3m")
     );
     evidence.status.as_mut().unwrap().agent.state = "stuck".into();
+    only(&evidence, "AS031");
+}
+
+#[tokio::test]
+async fn an_agent_that_is_starting_is_not_called_stuck() {
+    let mut pod = Pod::start(agent(GI), &[]).await;
+    pod.healthy().await;
+    pod.agent.take();
+    let mut tasks = JoinSet::new();
+    let mut visit = pod.visit();
+    visit.agent_ports = [answering(503, &mut tasks).await, 1];
+    let mut evidence = eventually("the subscription to end", async || {
+        let evidence = visit.evidence().await;
+        let none = evidence.subscription().is_some_and(|s| s.phase == "none");
+        none.then_some(evidence)
+    })
+    .await;
+    let d = agent_shim::doctor::diagnose(&evidence, agent_shim::doctor::rules::all());
+    assert!(!d.findings().any(|f| f.rule == "AS031"), "{d:#?}");
+    let subscription = evidence.status.as_mut().unwrap().subscription.as_mut();
+    subscription.unwrap().for_s = 600.0;
     only(&evidence, "AS031");
 }
 

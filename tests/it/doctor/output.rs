@@ -118,8 +118,22 @@ async fn a_verdict_comes_within_five_seconds_with_everything_unreachable() {
     assert_eq!(code, 3, "{out}");
     assert!(out.contains("Could not check"), "{out}");
     let (nowhere, _port) = refused().await;
-    let admin = format!("http://{nowhere}");
-    assert_eq!(command(&["--admin", &admin], &[]).await.0, 3);
+    let admin = format!("http://bob:planted-password@{nowhere}");
+    for format in [&[][..], &["--json"], &["--markdown"]] {
+        let args = [&["--admin", admin.as_str()], format].concat();
+        let (code, out, _) = command(&args, &[]).await;
+        assert_eq!(code, 3);
+        assert!(
+            out.contains(&nowhere.to_string()) && !out.contains("planted"),
+            "{out}"
+        );
+        if format != ["--json"] {
+            // Everything that one reason explains is one item.
+            assert_eq!(out.matches("no answer from").count(), 1, "{out}");
+            assert!(!out.contains("\n\n\n"), "{out}");
+        }
+    }
+    assert_eq!(command(&["--admin", "ftp://shim"], &[]).await.0, 2);
 }
 
 /// Evidence without anything that differs from run to run.

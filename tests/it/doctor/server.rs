@@ -30,7 +30,7 @@ async fn a_server_that_has_not_started_is_told_from_one_that_has_stopped() {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_and_goes_is_crash_looping_even_while_it_is_up() {
+async fn a_server_that_comes_and_goes_is_crash_looping_and_a_warning_while_it_is_up() {
     let server = server().await;
     let (shim, visit) = before(&server, &[]);
     for _ in 0..3 {
@@ -42,8 +42,23 @@ async fn a_server_that_comes_and_goes_is_crash_looping_even_while_it_is_up() {
         server.restart().await.unwrap();
     }
     shim.ready().await;
-    let d = visit.only("AS002").await;
-    assert!(d.first.unwrap().text.contains("3 times"));
+    let d = visit.diagnosis().await;
+    warns(&d, "AS002");
+    assert!(d.warnings[0].text.contains("3 times"));
+    assert_eq!(d.warnings[0].evidence, [""; 0]);
+    server.stop().await;
+    shim.state("127.0.0.1", "grpc", "down").await;
+    visit.only("AS002").await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_busy_for_a_moment_is_not_called_wedged() {
+    let server = server().await;
+    // The shim has not noticed yet: one slow answer is not enough for it.
+    let (shim, visit) = before(&server, &[("SHIM_PROBE_FALL", "100")]);
+    shim.ready().await;
+    server.wedge();
+    warns(&visit.diagnosis().await, "AS006");
 }
 
 #[tokio::test]
