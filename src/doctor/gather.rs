@@ -240,12 +240,13 @@ async fn scheduler_ports(targets: &[Target], config: &Config, limit: Duration) -
 
 async fn peers(admins: &[String], limit: Duration) -> Vec<PeerFact> {
     let mut tasks = tokio::task::JoinSet::new();
-    for admin in admins.iter().cloned() {
+    for admin in admins {
+        let (admin, shown) = (admin.clone(), public(admin));
         tasks.spawn(async move {
             let document = status(&admin, limit).await.ok()?;
             let subscription = document.subscription?;
             Some(PeerFact {
-                admin: public(&admin),
+                admin: shown,
                 server: subscription.server,
                 replica: subscription.replica,
                 capabilities: document.capabilities.reported,
