@@ -145,14 +145,22 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
-{{/* The agent reads secrets through the API; the shim has no token, so the pod mounts them. */}}
+{{/* The agent reads secrets through the API; the shim has no token, so the pod mounts what it reads: the server's secret also holds the scheduler's private key. */}}
 {{- define "agent-shim.volumes" -}}
 - name: agent-shim-tls-client
   secret:
     secretName: {{ .Values.scheduler.tls.clientSecret }}
+    items:
+      - key: tls.crt
+        path: tls.crt
+      - key: tls.key
+        path: tls.key
 - name: agent-shim-tls-server
   secret:
     secretName: {{ .Values.scheduler.tls.caSecret }}
+    items:
+      - key: ca.crt
+        path: ca.crt
 {{- end -}}
 
 {{/* Restarts an agent that has given up without ending; the shim judges it. */}}
