@@ -27,18 +27,19 @@ use crate::prestop::{self, Coordinator};
 use crate::prober::Prober;
 use crate::prober::resolve::Resolver;
 use crate::prober::server::ServerProbe;
+use crate::procfs;
 use crate::relay::repository::Flights;
 use crate::relay::{self, Context, RelayMetrics};
 use crate::restore::{self, Memory};
 use crate::scrape::Scrape;
-use crate::state::{Parts, Scheduler, Shared};
-use crate::subscription::{self, Interposer};
+use crate::state::{Parts, Shared};
 use crate::worker::{self, Worker};
-use crate::{procfs, registration, tls};
 
 mod bind;
+mod interpose;
 
 use bind::Listeners;
+use interpose::{drain_limit, interpose};
 
 /// Why the shim did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -373,59 +374,6 @@ fn asking(config: &Config, metrics: &Metrics) -> Asking {
         }
         (false, _) => Asking::Never(watch::channel(None).1),
     }
-}
-
-/// The agent's way to the scheduler, and the reader of what the scheduler believes.
-struct Interposed {
-    interposer: Interposer,
-    reader: registration::Reader,
-    seen: Scheduler,
-    tls: Option<tls::Client>,
-}
-
-fn interpose(
-    config: &Config,
-    correction: Correction,
-    clock: Clock,
-    metrics: &Metrics,
-) -> Option<Interposed> {
-    let scheduler = &config.scheduler;
-    if scheduler.targets.is_empty() {
-        return None;
-    }
-    let tls = scheduler
-        .tls
-        .clone()
-        .map(|files| tls::Client::new(files, metrics));
-    let settings = subscription::Settings {
-        mode: config.mode,
-        targets: scheduler.targets.clone(),
-        tls: tls.clone(),
-        hold: scheduler.subscribe_hold,
-        resubscribe_min_interval: scheduler.resubscribe_min_interval,
-        settle: subscription::pace::SETTLE,
-        drain_limit: drain_limit(config.drain_time),
-    };
-    let (interposer, status) = Interposer::new(settings, Arc::new(correction), clock, metrics);
-    let target = scheduler.status.clone();
-    let (reader, registration) =
-        registration::Reader::new(target, tls.clone(), status.clone(), clock, metrics);
-    Some(Interposed {
-        interposer,
-        reader,
-        seen: Scheduler {
-            status,
-            registration,
-        },
-        tls,
-    })
-}
-
-/// The scheduler's time for a drain: so much less than the shim's own that the answer still arrives.
-fn drain_limit(drain_time: Duration) -> Duration {
-    let limit = drain_time - (drain_time / 10).min(Duration::from_secs(10));
-    // The agent may drain although the shim itself stops at once.
-    limit.max(Duration::from_secs(5))
 }
 
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {

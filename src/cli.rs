@@ -1,8 +1,6 @@
 //! The command line. Exit codes: 0 as asked, 1 failed, 2 bad usage or configuration; `probe` has
 //! its own, see [`probe`].
 
-#![allow(clippy::print_stdout, clippy::print_stderr)] // A command line prints.
-
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,6 +12,7 @@ use crate::{app, telemetry};
 pub mod doctor;
 pub mod inject;
 pub mod options;
+mod print;
 pub mod probe;
 pub mod status;
 pub mod webhook;
@@ -116,13 +115,13 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 fn failed(why: &str) -> ExitCode {
-    eprintln!("agent-shim: {why}");
+    print::said(&format!("agent-shim: {why}"));
     ExitCode::FAILURE
 }
 
 fn load() -> Result<Loaded, ExitCode> {
     config::load().map_err(|problems| {
-        eprintln!("agent-shim: {problems}");
+        print::said(&format!("agent-shim: {problems}"));
         ExitCode::from(USAGE)
     })
 }
@@ -196,15 +195,14 @@ fn run() -> ExitCode {
 
 fn show_config(args: &ConfigArgs) -> ExitCode {
     if args.markdown {
-        print!("{}", config::markdown_table());
-        return ExitCode::SUCCESS;
+        return print::out(&config::markdown_table(), ExitCode::SUCCESS);
     }
     let loaded = match load() {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
     for warning in &loaded.warnings {
-        eprintln!("warning: {warning}");
+        print::said(&format!("warning: {warning}"));
     }
     if args.json {
         let all: serde_json::Map<String, serde_json::Value> = loaded
@@ -216,11 +214,12 @@ fn show_config(args: &ConfigArgs) -> ExitCode {
                 (v.name.to_string(), entry)
             })
             .collect();
-        println!("{}", serde_json::Value::Object(all));
-        return ExitCode::SUCCESS;
+        let text = format!("{}\n", serde_json::Value::Object(all));
+        return print::out(&text, ExitCode::SUCCESS);
     }
-    for (variable, value, origin) in loaded.effective() {
-        println!("{:<28} {:<24} {origin}", variable.name, value);
-    }
-    ExitCode::SUCCESS
+    let lines = loaded.effective().into_iter();
+    let text: String = lines
+        .map(|(variable, value, origin)| format!("{:<28} {:<24} {origin}\n", variable.name, value))
+        .collect();
+    print::out(&text, ExitCode::SUCCESS)
 }

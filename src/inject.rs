@@ -14,6 +14,7 @@ use crate::config::Mode;
 mod agent;
 mod container;
 mod difference;
+mod drain;
 mod edit;
 mod env;
 pub mod manifest;
@@ -167,6 +168,7 @@ pub fn inject(object: &mut Value, options: &Options) -> Result<Report, Error> {
     let plan = agent::plan(editor.root(), &target, options, &mut report.warnings);
     container::place(&mut editor, &target, options, &plan)?;
     agent::place(&mut editor, &target, options, &plan)?;
+    drain::place(&mut editor, &target, options)?;
     let log = original::prepare(&mut editor, &target)?;
     Original {
         version: original::VERSION,

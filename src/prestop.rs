@@ -5,8 +5,6 @@
 //! Nothing is refused and nothing is cut: the relays and the interposer go on as always. The rules
 //! are in [`judge`]. A drain ends within its bound, whatever anybody else does.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -24,8 +22,10 @@ use crate::prober::Watching;
 use crate::prober::http::status_of;
 use crate::subscription::status::Status;
 
+mod handle;
 pub mod judge;
 
+pub use handle::{Handle, Progress, TooMany};
 use judge::{Agent, Evidence, Phase};
 
 /// How long the hooks of the pod's containers may come apart and still belong together.
@@ -36,79 +36,8 @@ const BY_ITSELF: Duration = Duration::from_millis(300);
 const AGENT_CALLS: usize = 3;
 /// How long its own call to the scheduler may take to begin.
 const AGENT_BEGINS: Duration = Duration::from_secs(2);
-/// Callers that wait at a time; each holds a connection of the admin port.
-const MAX_WAITING: usize = 32;
 /// Time between two looks at whether a drain is to be taken back.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// How it goes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Progress {
-    /// How it stands.
-    pub phase: Phase,
-    /// When that began, on the process clock.
-    pub since: Duration,
-    /// Calls that have asked for this drain.
-    pub hooks: u32,
-    /// Inference calls that ran when it began.
-    pub at_start: usize,
-    /// The agent's part.
-    pub agent: Agent,
-    /// Drains that have ended; a caller waits for the next one.
-    pub ended: u64,
-    /// Drains that were taken back, and why the last one was.
-    pub undone: u64,
-    /// In words, what the last drain came to.
-    pub summary: String,
-}
-
-/// For those who call for a drain or look at one. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Handle {
-    /// How it goes.
-    pub progress: watch::Receiver<Progress>,
-    asked: Arc<watch::Sender<u32>>,
-    waiting: Arc<AtomicUsize>,
-    /// Longest time that a drain takes.
-    pub bound: Duration,
-    /// Whether it may be begun from outside the pod.
-    pub open: bool,
-}
-
-/// Too many callers wait already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooMany;
-
-struct Waiting(Arc<AtomicUsize>);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Handle {
-    /// Calls for a drain, or joins the one that is under way, and waits for its end or for
-    /// `limit`. The drain goes on when the caller goes away.
-    pub async fn call(&self, limit: Duration) -> Result<Progress, TooMany> {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(TooMany);
-        }
-        let _waiting = Waiting(self.waiting.clone());
-        let mut progress = self.progress.clone();
-        let ended = progress.borrow().ended;
-        self.asked.send_modify(|n| *n = n.wrapping_add(1));
-        // The sender lives as long as the process.
-        let _ = timeout(limit, progress.wait_for(|p| p.ended > ended)).await;
-        Ok(self.progress.borrow().clone())
-    }
-
-    /// Callers that wait now.
-    pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
-    }
-}
 
 /// Runs the drains.
 #[derive(Debug)]
@@ -164,13 +93,7 @@ impl Coordinator {
         }
         let (out, progress) = watch::channel(Progress::default());
         let (ask, asked) = watch::channel(0);
-        let handle = Handle {
-            progress,
-            asked: Arc::new(ask),
-            waiting: Arc::default(),
-            bound,
-            open: config.open,
-        };
+        let handle = Handle::new(progress, ask, bound, config.open);
         let coordinator = Coordinator {
             config,
             bound,

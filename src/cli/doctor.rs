@@ -1,14 +1,13 @@
 //! `agent-shim doctor`: why a model is not scheduled. Exit codes: 0 nothing is broken, 1 something
 //! is, 2 usage, 3 neither the shim nor the scheduler could be asked.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)] // A command line prints.
-
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::print;
 use crate::config::foreign;
 use crate::config::scheduler::Target;
 use crate::doctor::engine::Outcome;
@@ -91,8 +90,7 @@ fn admin(text: &str) -> Result<String, String> {
 /// Runs the command.
 pub fn run(args: DoctorArgs) -> ExitCode {
     if args.rules_markdown {
-        print!("{}", show::rules::markdown());
-        return ExitCode::SUCCESS;
+        return print::out(&show::rules::markdown(), ExitCode::SUCCESS);
     }
     let own = match super::load() {
         Ok(own) => own,
@@ -115,12 +113,12 @@ async fn main(args: DoctorArgs, own: crate::config::Loaded) -> ExitCode {
     };
     let evidence = gather::evidence(&settings).await;
     let diagnosis = diagnose(&evidence, rules::all());
-    print!("{}", shown(&args, &diagnosis));
-    match diagnosis.outcome {
+    let code = match diagnosis.outcome {
         Outcome::Healthy => ExitCode::SUCCESS,
         Outcome::Finding => ExitCode::from(FINDING),
         Outcome::Unchecked => ExitCode::from(UNCHECKED),
-    }
+    };
+    print::out(&shown(&args, &diagnosis), code)
 }
 
 /// Any flag that is about Kubernetes asks for it.

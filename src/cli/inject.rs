@@ -4,13 +4,13 @@
 //! every file was understood. Manifests go to stdout, all that is said about them to stderr.
 //! Exit codes: 0 as asked, 1 failed or, with `--check`, incomplete, 2 usage.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use similar::TextDiff;
 
-use super::{USAGE, failed};
+use super::{USAGE, failed, print};
 use crate::inject::manifest::{self, Found, Outcome, Refused};
 use crate::inject::{self, Kind, Options};
 
@@ -64,7 +64,7 @@ pub fn main(args: &InjectArgs) -> ExitCode {
             Ok(outcome) => done.push((input, outcome)),
             // Every file's first mistake is shown, not only the first file's.
             Err(why) => {
-                eprintln!("agent-shim: {}, {why}", input.name());
+                print::said(&format!("agent-shim: {}, {why}", input.name()));
                 refused = true;
             }
         }
@@ -77,27 +77,26 @@ pub fn main(args: &InjectArgs) -> ExitCode {
             comment(&input.name(), outcome);
         }
         if !done.iter().any(|(_, outcome)| outcome.applies()) {
-            eprintln!(
+            print::said(&format!(
                 "note: nothing to do: no pod with containers {} and {}, no Server and no ServerConfig",
                 options.agent, options.inference
-            );
+            ));
         }
     }
+    let mut said = String::new();
     if args.diff {
         for (input, outcome) in &done {
-            print!("{}", unified(&input.name(), &input.text, &outcome.text));
+            said += &unified(&input.name(), &input.text, &outcome.text);
         }
     }
     if args.check {
-        return check(&done, &options);
+        let code = check(&done, &options, &mut said);
+        return print::out(&said, code);
     }
     if args.diff {
-        return ExitCode::SUCCESS;
+        return print::out(&said, ExitCode::SUCCESS);
     }
-    match write(args, &done) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => failed(&why),
-    }
+    write(args, &done)
 }
 
 /// The `ServerConfig`s among the inputs that the shim goes into. What cannot be read is reported
@@ -113,7 +112,7 @@ fn configs(inputs: &[Input], options: &Options) -> Vec<String> {
 }
 
 fn usage(why: &str) -> ExitCode {
-    eprintln!("agent-shim: {why}");
+    print::said(&format!("agent-shim: {why}"));
     ExitCode::from(USAGE)
 }
 
@@ -155,18 +154,19 @@ fn comment(file: &str, outcome: &Outcome) {
     for found in &outcome.reports {
         let at = place(file, found);
         if let Some(skipped) = &found.report.skipped {
-            eprintln!("note: {at} is left alone: {skipped}");
+            print::said(&format!("note: {at} is left alone: {skipped}"));
         }
         for warning in &found.report.warnings {
-            eprintln!(
+            print::said(&format!(
                 "warning[{}]: {at}: {}\n  fix: {}",
                 warning.id, warning.text, warning.fix
-            );
+            ));
         }
     }
 }
 
-fn check(done: &[(Input, Outcome)], options: &Options) -> ExitCode {
+/// What is missing, line by line, and what that comes to.
+fn check(done: &[(Input, Outcome)], options: &Options, said: &mut String) -> ExitCode {
     let mut complete = true;
     let mut seen = 0;
     for (input, _) in done {
@@ -178,11 +178,11 @@ fn check(done: &[(Input, Outcome)], options: &Options) -> ExitCode {
             seen += 1;
             let at = place(&input.name(), found);
             if found.report.missing.is_empty() {
-                println!("{at}: complete");
+                *said += &format!("{at}: complete\n");
             }
             for difference in &found.report.missing {
                 complete = false;
-                println!("{at}: {difference}");
+                *said += &format!("{at}: {difference}\n");
             }
         }
     }
@@ -197,6 +197,8 @@ fn unified(name: &str, before: &str, after: &str) -> String {
     if before == after {
         return String::new();
     }
+    // `patch -p1` in the folder that the name starts from.
+    let name = name.trim_start_matches('/');
     let (old, new) = (format!("a/{name}"), format!("b/{name}"));
     TextDiff::from_lines(before, after)
         .unified_diff()
@@ -204,17 +206,20 @@ fn unified(name: &str, before: &str, after: &str) -> String {
         .to_string()
 }
 
-fn write(args: &InjectArgs, done: &[(Input, Outcome)]) -> Result<(), String> {
+fn write(args: &InjectArgs, done: &[(Input, Outcome)]) -> ExitCode {
+    let to_file = |path: &Path, text: &str| {
+        replace(path, text).map_err(|error| format!("{}: {error}", path.display()))
+    };
     if args.in_place {
         for (input, outcome) in done {
             if let Some(path) = &input.path
                 && outcome.text != input.text
+                && let Err(why) = to_file(path, &outcome.text)
             {
-                replace(path, &outcome.text)
-                    .map_err(|error| format!("{}: {error}", path.display()))?;
+                return failed(&why);
             }
         }
-        return Ok(());
+        return ExitCode::SUCCESS;
     }
     let mut text = String::new();
     for (_, outcome) in done {
@@ -227,14 +232,11 @@ fn write(args: &InjectArgs, done: &[(Input, Outcome)]) -> Result<(), String> {
         text.push_str(&outcome.text);
     }
     match &args.output {
-        Some(path) => replace(path, &text).map_err(|error| format!("{}: {error}", path.display())),
-        // Nobody may read on; that is no failure of ours.
-        None => match std::io::stdout().write_all(text.as_bytes()) {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(format!("stdout: {error}"))
-            }
-            _ => Ok(()),
+        Some(path) => match to_file(path, &text) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => failed(&why),
         },
+        None => print::out(&text, ExitCode::SUCCESS),
     }
 }
 

@@ -44,9 +44,6 @@ pub struct OptionArgs {
         help_heading = "The container"
     )]
     set: Vec<String>,
-    /// A preStop hook on /drain
-    #[arg(long, help_heading = "The container")]
-    drain_hook: bool,
 
     /// Name of Seldon's agent container
     #[arg(
@@ -78,6 +75,10 @@ pub struct OptionArgs {
     /// A liveness probe for the agent, judged by the shim
     #[arg(long, help_heading = "The pod")]
     agent_watchdog: bool,
+    /// A preStop hook on the shim's /drain for the server's and the agent's containers, in place
+    /// of Seldon's: they are told to end when no call runs any more
+    #[arg(long, help_heading = "The pod")]
+    drain_hook: bool,
     /// Namespace of Seldon's operator
     #[arg(
         long,

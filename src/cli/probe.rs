@@ -8,8 +8,6 @@
 //! | 3 | connected, and the call failed or timed out |
 //! | 4 | answered: not serving |
 
-#![allow(clippy::print_stdout, clippy::print_stderr)] // A command line prints.
-
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,6 +16,7 @@ use clap::{Args, ValueEnum};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::print;
 use crate::config::ProbeConfig;
 use crate::endpoint::Protocol;
 use crate::health::{Outcome, Reason, Thresholds};
@@ -65,9 +64,10 @@ pub struct ProbeArgs {
 pub async fn main(args: ProbeArgs) -> ExitCode {
     let (code, said) = probe(&args).await;
     if code == SERVING {
-        println!("{said}");
+        // The answer is the exit code, whether or not the words can be written.
+        print::out(&format!("{said}\n"), ExitCode::SUCCESS);
     } else {
-        eprintln!("agent-shim: {said}");
+        print::said(&format!("agent-shim: {said}"));
     }
     ExitCode::from(code)
 }

@@ -1,13 +1,12 @@
 //! `agent-shim status`: the `/status` of a running shim as a table that a person can read.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)] // A command line prints.
-
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::print;
 use crate::admin::status::Document;
 use crate::readiness::NAMES;
 use crate::worker;
@@ -38,25 +37,17 @@ pub async fn main(args: StatusArgs) -> ExitCode {
     let text = match fetch(&admin, args.timeout).await {
         Ok(text) => text,
         Err(why) => {
-            eprintln!("agent-shim: {why}");
-            return ExitCode::FAILURE;
+            return super::failed(&why);
         }
     };
     if args.json {
-        println!("{text}");
-        return ExitCode::SUCCESS;
+        return print::out(&format!("{text}\n"), ExitCode::SUCCESS);
     }
     match serde_json::from_str::<Document>(&text) {
-        Ok(document) => {
-            print!("{}", table(&document));
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!(
-                "agent-shim: {admin}/status did not answer with the status of an agent-shim: {error}"
-            );
-            ExitCode::FAILURE
-        }
+        Ok(document) => print::out(&table(&document), ExitCode::SUCCESS),
+        Err(error) => super::failed(&format!(
+            "{admin}/status did not answer with the status of an agent-shim: {error}"
+        )),
     }
 }
 

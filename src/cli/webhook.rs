@@ -1,7 +1,5 @@
 //! `agent-shim webhook`: the flags of the admission webhook, and its life as a process.
 
-#![allow(clippy::print_stderr)] // A command line prints.
-
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::print;
 use crate::config::{LogFilter, LogFormat};
 use crate::webhook::certificate::Files;
 use crate::webhook::decide::{Injector, Policy};
@@ -109,7 +108,7 @@ pub async fn main(args: WebhookArgs) -> ExitCode {
     let settings = match settings(args) {
         Ok(settings) => settings,
         Err(why) => {
-            eprintln!("agent-shim: {why}");
+            print::said(&format!("agent-shim: {why}"));
             return ExitCode::from(super::USAGE);
         }
     };

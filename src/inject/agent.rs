@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::edit::{Editor, path};
 use super::env::{self, Stated, variable};
 use super::target::Target;
-use super::{Error, Options, Warning, tls};
+use super::{Error, Options, Warning, drain, tls};
 use crate::config::scheduler::Target as HostPort;
 
 /// What both containers are given.
@@ -61,6 +61,7 @@ pub(super) fn plan(
     let mut plan = Plan::default();
     ports_and_hosts(&mut plan, agent, server);
     drain_time(&mut plan, object, target, options, warnings);
+    drain::plan(&mut plan, object, target, options, warnings);
     let port = |name: &str| options.port(name).to_string();
     plan.agent = vec![
         variable("SELDON_SERVER_HTTP_PORT", &port("SHIM_RELAY_HTTP_PORT")),
@@ -106,6 +107,15 @@ fn ports_and_hosts(plan: &mut Plan, agent: &Value, server: &Value) {
         let port = plan
             .carry(server, own)
             .or_else(|| plan.carry(agent, of_agent));
+        if let Some(port) = port.filter(|p| p != default) {
+            plan.tell(variable(setting, &port));
+        }
+    }
+    for (of_agent, setting, default) in [
+        ("SELDON_READINESS_PORT", "SHIM_AGENT_READY_PORT", "9008"),
+        ("SELDON_DRAINER_PORT", "SHIM_AGENT_DRAIN_PORT", "9007"),
+    ] {
+        let port = plan.carry(agent, of_agent);
         if let Some(port) = port.filter(|p| p != default) {
             plan.tell(variable(setting, &port));
         }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::agent::Plan;
 use super::edit::{Editor, path};
 use super::env::{self, variable};
-use super::target::Target;
+use super::target::{Kind, Target};
 use super::{Error, Options, Style, mode_setting};
 
 /// The user id that images without a root account mean by "nobody".
@@ -84,12 +84,6 @@ fn build(object: &Value, target: &Target, options: &Options, plan: &Plan) -> Val
             "failureThreshold": 3,
         }),
     );
-    if options.drain_hook {
-        add(
-            "lifecycle",
-            json!({ "preStop": { "httpGet": get("/drain") } }),
-        );
-    }
     add("securityContext", security(object, target, options));
     add("terminationMessagePolicy", json!("FallbackToLogsOnError"));
     if !plan.mounts.is_empty() {
@@ -112,12 +106,13 @@ fn environment(object: &Value, target: &Target, options: &Options, plan: &Plan) 
         memory("SHIM_MEMORY_REQUEST", "requests.memory"),
     ];
     // Without a limit this would be the node's allocatable memory, so it is asked for only
-    // where one is stated; or may be, in what a fragment is merged into: the shim knows the
-    // node's figure when it sees it.
+    // where one is stated; or may be, by the `Server` or the `ServerConfig` that the pod is made
+    // from besides: the shim knows the node's figure when it sees it.
     let limit = target
         .container(object, &options.inference)
         .and_then(|c| c.pointer("/resources/limits/memory"));
-    if limit.is_some() || target.kind.is_fragment() {
+    let may_be = matches!(target.kind, Kind::Server | Kind::ServerConfig);
+    if limit.is_some() || may_be {
         list.push(memory("SHIM_MEMORY_LIMIT", "limits.memory"));
     }
     list.extend(mode_setting(options.mode).map(|(name, value)| variable(name, value)));

@@ -94,8 +94,8 @@ pub struct Options {
     pub share_process_namespace: bool,
     /// Gives the agent's container a liveness probe on the shim, where it has none of its own.
     pub agent_watchdog: bool,
-    /// Gives the shim's container a `preStop` hook on `/drain`. Not needed: the shim drains on
-    /// SIGTERM; for platforms that take traffic off by hooks.
+    /// Gives the inference server's and the agent's container a `preStop` hook on `/drain`, in
+    /// place of Seldon's own, so that both are told to end when no call runs any more.
     pub drain_hook: bool,
     /// Seconds that the shim's startup probe allows.
     pub startup_seconds: u16,

@@ -62,6 +62,17 @@ fn list_or_less(items: Vec<Value>, how: u8) -> Option<Value> {
     }
 }
 
+/// None, Seldon's hook, or somebody else's.
+fn lifecycle() -> impl Strategy<Value = Option<Value>> {
+    proptest::sample::select(vec![
+        None,
+        Some(Value::Null),
+        Some(json!({ "preStop": { "httpGet": { "port": 9007, "path": "terminate" } } })),
+        Some(json!({ "preStop": { "exec": { "command": ["sleep", "9"] } } })),
+        Some(json!({ "postStart": { "exec": { "command": ["true"] } } })),
+    ])
+}
+
 fn container(name: String) -> impl Strategy<Value = Value> {
     (
         vec(variable(), 0..5),
@@ -70,8 +81,9 @@ fn container(name: String) -> impl Strategy<Value = Value> {
         vec(text(), 0..3),
         any::<bool>(),
         proptest::option::of(1u16..10000),
+        lifecycle(),
     )
-        .prop_map(move |(env, how, image, args, first, port)| {
+        .prop_map(move |(env, how, image, args, first, port, lifecycle)| {
             let mut map = Map::new();
             if first {
                 map.insert("image".into(), json!(image));
@@ -84,6 +96,9 @@ fn container(name: String) -> impl Strategy<Value = Value> {
                 map.insert("ports".into(), json!([{ "containerPort": port }]));
             }
             map.insert("args".into(), json!(args));
+            if let Some(lifecycle) = lifecycle {
+                map.insert("lifecycle".into(), lifecycle);
+            }
             Value::Object(map)
         })
 }
@@ -137,11 +152,17 @@ fn object() -> impl Strategy<Value = Value> {
 }
 
 fn options() -> impl Strategy<Value = Options> {
-    (any::<u8>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(bits, plain, share, watchdog)| Options {
+    (
+        any::<u8>(),
+        any::<bool>(),
+        any::<bool>(),
+        any::<[bool; 2]>(),
+    )
+        .prop_map(|(bits, plain, share, [watchdog, drain_hook])| Options {
             style: if plain { Style::Plain } else { Style::Native },
             share_process_namespace: share,
             agent_watchdog: watchdog,
+            drain_hook,
             interpose: bits % 4 != 0,
             tls: match bits % 3 {
                 0 => Tls::Auto,
@@ -152,8 +173,26 @@ fn options() -> impl Strategy<Value = Options> {
                 },
             },
             ..Options::default()
-        },
-    )
+        })
+}
+
+/// A container without a hook that may be the shim's; one of somebody else's stays.
+fn without_hook(container: &mut Map<String, Value>) {
+    let Some(lifecycle) = container.get_mut("lifecycle") else {
+        return;
+    };
+    let none = match lifecycle {
+        Value::Object(map) => {
+            if map.get("preStop").is_some_and(|h| h["exec"].is_null()) {
+                map.shift_remove("preStop");
+            }
+            map.is_empty()
+        }
+        _ => true,
+    };
+    if none {
+        container.shift_remove("lifecycle");
+    }
 }
 
 /// The object without all that the shim owns.
@@ -182,8 +221,12 @@ fn without_owned(mut object: Value, options: &Options) -> Value {
         let empty = match spec.get_mut(list) {
             Some(Value::Array(items)) => {
                 items.retain(|c| !c["name"].as_str().unwrap().starts_with("agent-shim"));
+                for c in items.iter_mut().filter(|c| c["name"] == "mlserver") {
+                    without_hook(c.as_object_mut().unwrap());
+                }
                 for c in items.iter_mut().filter(|c| c["name"] == "agent") {
                     let c = c.as_object_mut().unwrap();
+                    without_hook(c);
                     c.shift_remove("livenessProbe");
                     let none = match c.get_mut("env") {
                         Some(Value::Array(env)) => {
@@ -351,14 +394,18 @@ proptest! {
         let again = manifest::inject(&done.text, &options).unwrap();
         prop_assert_eq!(&again.text, &done.text);
         // A comment stays on its line, unless the line is one that changes.
-        let changes = ["value", "env", "initContainers", "annotations", "fieldPath", "{", "["];
+        let changes = [
+            "value", "env", "initContainers", "annotations", "fieldPath", "lifecycle", "preStop",
+            "httpGet", "path", "port", "{", "[",
+        ];
         for line in text.lines().filter(|l| l.contains("# c")) {
             let may = changes.iter().any(|c| line.contains(c));
             prop_assert!(may || done.text.lines().any(|l| l == line), "{}\n{}", line, done.text);
         }
         // Only what stands behind a value that is replaced by another shape may go.
         let lost = writer.comments.iter().filter(|c| !done.text.contains(c.as_str())).count();
-        prop_assert!(lost <= 5, "{}\n{}", text, done.text);
+        let hooks = if options.drain_hook { 2 * 4 } else { 0 };
+        prop_assert!(lost <= 5 + hooks, "{}\n{}", text, done.text);
         let back = manifest::remove(&done.text, &options).unwrap();
         prop_assert_eq!(back.text, text);
     }

@@ -72,47 +72,62 @@ fn from_agent(plan: &mut Plan, agent: &Value, warnings: &mut Vec<Warning>) {
 
 /// The agent reads secrets through the API; the shim has no token, so the pod mounts them. The
 /// mode is Kubernetes' own (0644): the user of the pod may be any, and nobody else mounts them.
+/// Only what is read is mounted: the server's secret also holds the scheduler's private key.
 fn secrets(plan: &mut Plan, agent: &Value, client: &str, server: Option<&str>) {
-    for (side, secret) in [("client", Some(client)), ("server", server)] {
-        let Some(secret) = secret else { continue };
-        let name = format!("agent-shim-tls-{side}");
-        plan.volumes
-            .push(json!({ "name": name, "secret": { "secretName": secret } }));
-        plan.mounts.push(
-            json!({ "name": name, "mountPath": format!("{FOLDER}/{side}"), "readOnly": true }),
-        );
-    }
-    // In a secret the agent looks for keys named as the files it would have.
-    let file = |variable: &str, default: &str| {
-        let location = env::text(agent, variable).unwrap_or(default);
-        let name = location.rsplit('/').next().unwrap_or(default);
-        if name.is_empty() { default } else { name }.to_string()
-    };
     let ca = match server {
-        Some(_) => format!(
-            "{FOLDER}/server/{}",
-            file("CONTROL_PLANE_SERVER_TLS_CA_LOCATION", "ca.crt")
-        ),
-        None => format!(
-            "{FOLDER}/client/{}",
-            file("CONTROL_PLANE_CLIENT_TLS_CA_LOCATION", "ca.crt")
-        ),
+        Some(_) => key(agent, "CONTROL_PLANE_SERVER_TLS_CA_LOCATION", "ca.crt"),
+        None => key(agent, "CONTROL_PLANE_CLIENT_TLS_CA_LOCATION", "ca.crt"),
     };
-    let own = |name: String| format!("{FOLDER}/client/{name}");
+    let certificate = key(agent, "CONTROL_PLANE_CLIENT_TLS_CRT_LOCATION", "tls.crt");
+    let private = key(agent, "CONTROL_PLANE_CLIENT_TLS_KEY_LOCATION", "tls.key");
+    let mut own = vec![certificate, private];
+    if server.is_none() {
+        own.push(ca);
+    }
+    mount(plan, "client", client, &own);
+    if let Some(server) = server {
+        mount(plan, "server", server, &[ca]);
+    }
+    let authority = if server.is_some() { "server" } else { "client" };
     for (setting, value) in [
         ("SHIM_SCHEDULER_TLS", "on".to_string()),
-        ("SHIM_SCHEDULER_CA_FILE", ca),
+        (
+            "SHIM_SCHEDULER_CA_FILE",
+            format!("{FOLDER}/{authority}/{ca}"),
+        ),
         (
             "SHIM_SCHEDULER_CERT_FILE",
-            own(file("CONTROL_PLANE_CLIENT_TLS_CRT_LOCATION", "tls.crt")),
+            format!("{FOLDER}/client/{certificate}"),
         ),
         (
             "SHIM_SCHEDULER_KEY_FILE",
-            own(file("CONTROL_PLANE_CLIENT_TLS_KEY_LOCATION", "tls.key")),
+            format!("{FOLDER}/client/{private}"),
         ),
     ] {
         plan.tell(variable(setting, &value));
     }
+}
+
+/// In a secret the agent looks for keys named as the files that it writes them to.
+fn key<'a>(agent: &'a Value, variable: &str, default: &'a str) -> &'a str {
+    let location = env::text(agent, variable).unwrap_or(default);
+    let name = location.rsplit('/').next().unwrap_or_default();
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    // A name that Kubernetes would refuse, such as a reference, is none.
+    let usable = !["", ".", ".."].contains(&name) && name.bytes().all(allowed);
+    if usable { name } else { default }
+}
+
+fn mount(plan: &mut Plan, side: &str, secret: &str, keys: &[&str]) {
+    let name = format!("agent-shim-tls-{side}");
+    let items: Vec<Value> = (keys.iter().enumerate())
+        .filter(|(at, key)| !keys[..*at].contains(key))
+        .map(|(_, key)| json!({ "key": key, "path": key }))
+        .collect();
+    plan.volumes
+        .push(json!({ "name": name, "secret": { "secretName": secret, "items": items } }));
+    plan.mounts
+        .push(json!({ "name": name, "mountPath": format!("{FOLDER}/{side}"), "readOnly": true }));
 }
 
 /// The agent has files: the shim gets the same variables, which it knows, and the same mounts.
@@ -145,5 +160,52 @@ fn files(plan: &mut Plan, agent: &Value, warnings: &mut Vec<Warning>) {
             text: "the agent has TLS to the scheduler, and no mount of it holds the files that its variables name: the shim cannot read them".into(),
             fix: "name the secrets with --tls-client-secret and --tls-server-secret, or mount the files and set SHIM_SCHEDULER_CA_FILE".into(),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volumes(server: Option<&str>, agent: Value) -> Vec<(Value, Value)> {
+        let mut made = Plan::default();
+        secrets(&mut made, &agent, "own", server);
+        let volumes = made.volumes.iter();
+        volumes
+            .map(|v| {
+                let keys = v["secret"]["items"].as_array().unwrap().iter();
+                let keys = keys.map(|i| i["key"].clone()).collect();
+                (v["secret"]["secretName"].clone(), keys)
+            })
+            .collect()
+    }
+
+    /// The scheduler's own certificate and key are in the second one.
+    #[test]
+    fn of_the_schedulers_secret_nothing_but_its_authority_is_mounted() {
+        let of = |secret: &str, keys: &[&str]| (json!(secret), json!(keys));
+        assert_eq!(
+            volumes(Some("scheduler"), json!({})),
+            [
+                of("own", &["tls.crt", "tls.key"]),
+                of("scheduler", &["ca.crt"])
+            ]
+        );
+        assert_eq!(
+            volumes(None, json!({})),
+            [of("own", &["tls.crt", "tls.key", "ca.crt"])]
+        );
+        let renamed = json!({ "env": [
+            { "name": "CONTROL_PLANE_SERVER_TLS_CA_LOCATION", "value": "/tmp/certs/root.pem" },
+            { "name": "CONTROL_PLANE_CLIENT_TLS_KEY_LOCATION", "value": "$(FOLDER)/own.key" },
+            { "name": "CONTROL_PLANE_CLIENT_TLS_CRT_LOCATION", "value": "/tmp/$(NAME)" },
+        ] });
+        assert_eq!(
+            volumes(Some("scheduler"), renamed),
+            [
+                of("own", &["tls.crt", "own.key"]),
+                of("scheduler", &["root.pem"])
+            ]
+        );
     }
 }

@@ -106,7 +106,7 @@ pub struct Override {
 }
 
 /// All overrides. What a value means in detail, [`Options::validate`] knows.
-pub const OVERRIDES: [Override; 17] = [
+pub const OVERRIDES: [Override; 18] = [
     over("image", "an image", |o, v| set(&mut o.image, v)),
     over("pull-policy", "Always, IfNotPresent or Never", |o, v| {
         some(&mut o.pull_policy, v)
@@ -162,6 +162,7 @@ pub const OVERRIDES: [Override; 17] = [
     over("agent-watchdog", BOOL, |o, v| {
         flag(&mut o.agent_watchdog, v)
     }),
+    over("drain-hook", BOOL, |o, v| flag(&mut o.drain_hook, v)),
     over("settings", "NAME=value on each line", settings),
 ];
 

@@ -161,6 +161,29 @@ def test_with_mtls_the_shim_has_the_files_and_the_agent_speaks_plaintext():
     assert all(m["readOnly"] for m in shim["volumeMounts"])
 
 
+def test_of_the_schedulers_secret_nothing_but_its_authority_is_mounted():
+    for mode in ("server", "serverConfig"):
+        (doc,) = documents(sets=(f"mode={mode}", "scheduler.tls.enabled=true"))
+        secrets = {v["secret"]["secretName"]: [i["key"] for i in v["secret"]["items"]] for v in doc["spec"]["podSpec"]["volumes"] if v["name"].startswith("agent-shim")}
+        assert secrets == {"seldon-controlplane-client": ["tls.crt", "tls.key"], "seldon-controlplane-server": ["ca.crt"]}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_with_the_drain_hook_two_containers_wait_for_the_shim(native):
+    sets = (f"sidecar.native={str(native).lower()}", "sidecar.drainHook=true")
+    for pod in (whole(*sets), merged(*sets)):
+        shim = merge.container(pod, "agent-shim")
+        (port,) = shim["ports"]
+        hooks = {c["name"]: c["lifecycle"]["preStop"]["httpGet"] for c in merge.everybody(pod) if "lifecycle" in c}
+        drain = {"path": "/drain", "port": port["containerPort"]}
+        assert hooks == {"agent": drain, "mlserver": drain, "rclone": {"path": "terminate", "port": 9007}}
+        assert merge.values(shim)["SHIM_DRAIN_ENDPOINT"] == "true"
+        assert merge.values(shim)["SHIM_DRAIN_HOOKS"] == str(sum(h == drain for h in hooks.values()))
+    for pod in (whole(), whole(*sets, "sidecar.env.SHIM_MODE=observe")):
+        assert {c["lifecycle"]["preStop"]["httpGet"]["path"] for c in merge.everybody(pod) if "lifecycle" in c} == {"terminate"}
+        assert "SHIM_DRAIN_ENDPOINT" not in merge.values(merge.container(pod, "agent-shim"))
+
+
 def test_the_drain_fits_into_the_grace_period(shim):
     pod = whole()
     drain = table(shim)["SHIM_DRAIN_TIME"]["default"]

@@ -22,6 +22,9 @@ CASES = {
     "ipv6": ("scheduler.host=fd00::7",),
     "no-scheduler": ("scheduler.interpose=false",),
     "watched-and-shared": ("sidecar.agentWatchdog=true", "sidecar.shareProcessNamespace=true", "sidecar.startupSeconds=90"),
+    "drained": ("sidecar.drainHook=true",),
+    "drained-by-other-settings": ('sidecar.env={"SHIM_ADMIN_PORT":"9690","SHIM_DRAIN_HOOKS":"3"}', "sidecar.drainHook=true", "sidecar.native=false", "sidecar.agentWatchdog=true"),
+    "drained-but-observing": ("sidecar.drainHook=true", "sidecar.env.SHIM_MODE=observe"),
     "other-ports": ('sidecar.env={"SHIM_ADMIN_PORT":"9690","SHIM_RELAY_HTTP_PORT":"9610","SHIM_RELAY_GRPC_PORT":"9660","SHIM_AGENT_PORT":"9615","SHIM_LOG":"debug"}',),
     "own-settings": ('sidecar.env={"SHIM_SCHEDULER":"a:1,b:2","SHIM_MEMORY_LIMIT":"1Gi","SHIM_MEMORY_RESERVED":"10%"}',),
     "off-by-a-setting": ('sidecar.env={"SHIM_SCHEDULER":""}', "scheduler.tls.enabled=true"),
@@ -102,7 +105,9 @@ def test_the_webhook_makes_the_same_pod_as_the_merged_server(case, inject):
     admitted = inject(merge.pod(without, bare(server)), *flags(sets))
     assert {c["name"] for c in merge.everybody(admitted)} == {c["name"] for c in merge.everybody(merged)}
     for container in merge.everybody(admitted):
-        assert merge.environment(container) == merge.environment(merge.container(merged, container["name"])), container["name"]
+        other = merge.container(merged, container["name"])
+        assert merge.environment(container) == merge.environment(other), container["name"]
+        assert {k: v for k, v in container.items() if k != "env"} == {k: v for k, v in other.items() if k != "env"}, container["name"]
 
 
 def test_the_program_takes_the_arguments_of_the_webhook(shim):

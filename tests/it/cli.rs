@@ -299,3 +299,53 @@ async fn probe_uses_the_pods_own_settings() {
     assert_eq!(code, 4, "{err}");
     assert!(err.contains("inference-grpc: "), "{err}");
 }
+
+/// As in `agent-shim config | head -0`: the reader has gone before a byte is written.
+#[tokio::test]
+async fn a_reader_that_has_gone_is_no_failure_and_no_panic() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/inject/server.yaml");
+    // Nothing listens there.
+    let (nobody, _port) = refused().await;
+    let nobody = nobody.to_string();
+    let cases: [(&[&str], i32); 11] = [
+        (&["--help"], 0),
+        (&["config"], 0),
+        (&["config", "--json"], 0),
+        (&["config", "--markdown"], 0),
+        (&["config", "--no-such-flag"], 2),
+        (&["inject", manifest], 0),
+        (&["inject", "--diff", manifest], 0),
+        (&["inject", "--check", manifest], 1),
+        (&["inject", "--set", "SHIM_LGO=info", manifest], 2),
+        (&["doctor", "--rules-markdown"], 0),
+        (&["probe", "livez", "--at", &nobody], 2),
+    ];
+    for (args, expected) in cases {
+        let gone = || {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            Stdio::from(writer)
+        };
+        let mut command = program(args);
+        command.stdout(gone()).stderr(gone());
+        let status = within("the command to end", command.status())
+            .await
+            .unwrap();
+        assert_eq!(status.code(), Some(expected), "{args:?}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_cannot_be_written_for_another_reason_fails_and_says_so() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut command = program(&["config"]);
+    command.stdout(full.unwrap()).stderr(Stdio::piped());
+    // Not `output`, which would take stdout for itself.
+    let child = command.spawn().unwrap();
+    let output = within("the command to end", child.wait_with_output());
+    let output = output.await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("agent-shim: stdout: "), "{said}");
+}

@@ -84,7 +84,7 @@ fn objects(yaml: &str) -> Vec<Value> {
     manifest::values(yaml).unwrap()
 }
 
-const CASES: [(&str, &[&str]); 5] = [
+const CASES: [(&str, &[&str]); 6] = [
     ("serverconfig", &[]),
     (
         "server",
@@ -112,6 +112,7 @@ const CASES: [(&str, &[&str]); 5] = [
             "none",
         ],
     ),
+    ("serverconfig", &["--drain-hook", "--plain"]),
 ];
 
 #[test]

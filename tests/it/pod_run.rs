@@ -17,6 +17,7 @@ use agent_shim::inject::{self, Options, Style};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
+use crate::support::pages::{Page, Pages};
 use crate::support::{eventually, http, refused, within};
 
 mod kubelet;
@@ -134,7 +135,12 @@ impl Process for Idle {
 }
 
 /// The pod of the webhook's tests with the ports of this test, and the options that go with it.
-async fn manifest(style: Style, server: &StandIn, scheduler: &FakeScheduler) -> (Value, u16) {
+async fn manifest(
+    style: Style,
+    hooks: Option<&Pages>,
+    server: &StandIn,
+    scheduler: &FakeScheduler,
+) -> (Value, u16) {
     let mut pod = crate::webhook::support::silent_pod();
     let set = |pod: &mut Value, container: usize, name: &str, value: String| {
         let env = pod["spec"]["containers"][container]["env"].as_array_mut();
@@ -164,8 +170,18 @@ async fn manifest(style: Style, server: &StandIn, scheduler: &FakeScheduler) -> 
         "SELDON_SCHEDULER_PORT",
         scheduler.agent.port().to_string(),
     );
+    if let Some(agent) = hooks {
+        let port = agent.address.port();
+        let seldons = json!({ "preStop": { "httpGet": { "port": port, "path": "terminate" } } });
+        for container in 0..3 {
+            pod["spec"]["containers"][container]["lifecycle"] = seldons.clone();
+        }
+        let env = pod["spec"]["containers"][1]["env"].as_array_mut().unwrap();
+        env.push(json!({ "name": "SELDON_DRAINER_PORT", "value": agent.port() }));
+    }
     let mut options = Options {
         style,
+        drain_hook: hooks.is_some(),
         scheduler_status: Some(scheduler.status.to_string()),
         ..Options::default()
     };
@@ -192,8 +208,9 @@ async fn manifest(style: Style, server: &StandIn, scheduler: &FakeScheduler) -> 
     (pod, admin)
 }
 
-/// Runs a pod of this style to its end and returns what happened.
-async fn run(style: Style) -> Events {
+/// Runs a pod of this style to its end and returns what happened. With `hooks`, the agent's drain
+/// port, a call runs when the pod is told to end.
+async fn run(style: Style, hooks: Option<&Pages>) -> Events {
     let events = Events::default();
     let server = StandIn::start(LOOPBACK).await.unwrap();
     // It runs when kubelet starts its container; its ports stay its own.
@@ -204,7 +221,7 @@ async fn run(style: Style) -> Events {
         ..Manners::default()
     };
     let scheduler = FakeScheduler::start_at(any, any, slow).await.unwrap();
-    let (manifest, admin) = manifest(style, &server, &scheduler).await;
+    let (manifest, admin) = manifest(style, hooks, &server, &scheduler).await;
     let machine = Machine {
         server: server.clone(),
         events: events.clone(),
@@ -243,17 +260,51 @@ async fn run(style: Style) -> Events {
     assert_eq!(shim["POD_IP"], LOOPBACK.to_string());
 
     assert_eq!(http::get(address, "/readyz").await.0, 200);
+    let call = hooks.map(|_| {
+        let relay = SocketAddr::new(LOOPBACK, shim["SHIM_RELAY_HTTP_PORT"].parse().unwrap());
+        let events = events.clone();
+        tokio::spawn(async move {
+            let (status, _) = http::get(relay, "/hang").await;
+            events.push(format!("answered {status}"));
+        })
+    });
+    if call.is_some() {
+        eventually("the call to run", async || {
+            let (_, metrics) = http::get(address, "/metrics").await;
+            let runs = |l: &str| l == "agent_shim_relay_running_calls 1";
+            metrics.lines().any(runs).then_some(())
+        })
+        .await;
+    }
+    let release = async {
+        if call.is_none() {
+            return;
+        }
+        eventually("the drain to wait for the call alone", async || {
+            let (_, drain) = http::get(address, "/drain?status").await;
+            let drain: Value = serde_json::from_str(&drain).ok()?;
+            let waits = drain["waiting"] == 2 && drain["agent"] == "has drained";
+            waits.then_some(())
+        })
+        .await;
+        events.push("released");
+        server.release();
+    };
+    let (ended, ()) = tokio::join!(within("the pod to end", pod.terminate()), release);
     assert!(
-        within("the pod to end", pod.terminate()).await,
+        ended,
         "it was killed at the end of its grace period: {:#?}",
         events.all()
     );
+    if let Some(call) = call {
+        call.await.unwrap();
+    }
     events
 }
 
 #[tokio::test]
 async fn a_native_sidecar_is_up_before_the_others_and_down_after_them() {
-    let events = run(Style::Native).await;
+    let events = run(Style::Native, None).await;
     let at = |event: &str| events.at(event);
     // Its startup probe does not wait for the server, which is started only after it.
     assert!(at("start agent-shim") < at("started agent-shim"));
@@ -268,7 +319,7 @@ async fn a_native_sidecar_is_up_before_the_others_and_down_after_them() {
 
 #[tokio::test]
 async fn a_plain_container_is_told_with_the_others_and_ends_after_the_agent() {
-    let events = run(Style::Plain).await;
+    let events = run(Style::Plain, None).await;
     let at = |event: &str| events.at(event);
     assert!(at("started agent-shim") < at("ready"));
     // It was told before the agent had drained, and carried the drain all the same.
@@ -278,4 +329,22 @@ async fn a_plain_container_is_told_with_the_others_and_ends_after_the_agent() {
         events.all()
     );
     assert!(at("end agent 0") < at("end agent-shim 0"));
+}
+
+#[tokio::test]
+async fn with_the_drain_hook_a_running_call_ends_before_the_server_is_told_to() {
+    for style in [Style::Native, Style::Plain] {
+        let agent = Pages::start().await;
+        agent.set("/terminate", Page::new(200, ""));
+        let events = run(style, Some(&agent)).await;
+        let at = |event: &str| events.at(event);
+        assert!(at("released") < at("answered 200"), "{:?}", events.all());
+        for container in ["mlserver", "agent"] {
+            assert!(at("answered 200") < at(&format!("SIGTERM {container}")));
+        }
+        // rclone's own hook is Seldon's still, and the shim makes the agent's three calls.
+        assert!(at("SIGTERM rclone") < at("released"));
+        assert_eq!(agent.asked("/terminate"), 1 + 3);
+        assert!(at("end mlserver 0") < at("end agent-shim 0"));
+    }
 }

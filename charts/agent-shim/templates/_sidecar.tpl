@@ -39,6 +39,10 @@ env:
         fieldPath: status.podIPs
   {{- include "agent-shim.memory" (list . "SHIM_MEMORY_REQUEST" "requests.memory") }}
   {{- include "agent-shim.memory" (list . "SHIM_MEMORY_LIMIT" "limits.memory") }}
+  {{- if include "agent-shim.drains" . }}
+  {{- include "agent-shim.derived" (list . "SHIM_DRAIN_ENDPOINT" "true") }}
+  {{- include "agent-shim.derived" (list . "SHIM_DRAIN_HOOKS" "2") }}
+  {{- end }}
   {{- if include "agent-shim.interposes" . }}
   {{- if .Values.scheduler.tls.enabled }}
   {{- include "agent-shim.derived" (list . "SHIM_SCHEDULER_TLS" "on") }}
@@ -52,6 +56,7 @@ env:
   {{- $rest := omit .Values.sidecar.env "SHIM_MEMORY_REQUEST" "SHIM_MEMORY_LIMIT" }}
   {{- if include "agent-shim.interposes" . }}{{ $rest = omit $rest "SHIM_SCHEDULER" "SHIM_SCHEDULER_STATUS" }}{{ end }}
   {{- if include "agent-shim.tls" . }}{{ $rest = omit $rest "SHIM_SCHEDULER_TLS" "SHIM_SCHEDULER_CA_FILE" "SHIM_SCHEDULER_CERT_FILE" "SHIM_SCHEDULER_KEY_FILE" }}{{ end }}
+  {{- if include "agent-shim.drains" . }}{{ $rest = omit $rest "SHIM_DRAIN_ENDPOINT" "SHIM_DRAIN_HOOKS" }}{{ end }}
   {{- with $rest }}
   {{- include "agent-shim.env" . | indent 2 }}
   {{- end }}
@@ -145,14 +150,22 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
-{{/* The agent reads secrets through the API; the shim has no token, so the pod mounts them. */}}
+{{/* The agent reads secrets through the API; the shim has no token, so the pod mounts what it reads: the server's secret also holds the scheduler's private key. */}}
 {{- define "agent-shim.volumes" -}}
 - name: agent-shim-tls-client
   secret:
     secretName: {{ .Values.scheduler.tls.clientSecret }}
+    items:
+      - key: tls.crt
+        path: tls.crt
+      - key: tls.key
+        path: tls.key
 - name: agent-shim-tls-server
   secret:
     secretName: {{ .Values.scheduler.tls.caSecret }}
+    items:
+      - key: ca.crt
+        path: ca.crt
 {{- end -}}
 
 {{/* Restarts an agent that has given up without ending; the shim judges it. */}}
@@ -164,6 +177,20 @@ livenessProbe:
   periodSeconds: 15
   timeoutSeconds: 5
   failureThreshold: 4
+{{- end -}}
+
+{{/* Not empty where the containers get the shim's hook; in mode observe /drain does nothing, and Seldon's own hooks are needed. */}}
+{{- define "agent-shim.drains" -}}
+{{- $mode := get .Values.sidecar.env "SHIM_MODE" | default "correct" | toString | trim -}}
+{{- if and .Values.sidecar.drainHook (ne $mode "observe") }}yes{{ end -}}
+{{- end -}}
+
+{{/* Holds a container's SIGTERM back until the shim has drained. */}}
+{{- define "agent-shim.drain" -}}
+preStop:
+  httpGet:
+    path: /drain
+    port: {{ include "agent-shim.setting" (list . "SHIM_ADMIN_PORT" "9680") }}
 {{- end -}}
 
 {{/* The podSpec fragment: what is laid over a ServerConfig's podSpec. */}}
@@ -179,6 +206,13 @@ containers:
     {{- if .Values.sidecar.agentWatchdog }}
     {{- include "agent-shim.watchdog" . | nindent 4 }}
     {{- end }}
+  {{- if include "agent-shim.drains" . }}
+    lifecycle:
+      {{- include "agent-shim.drain" . | nindent 6 }}
+  - name: {{ .Values.sidecar.inferenceContainer }}
+    lifecycle:
+      {{- include "agent-shim.drain" . | nindent 6 }}
+  {{- end }}
 {{- if not .Values.sidecar.native }}
   - {{ include "agent-shim.container" . | indent 4 | trim }}
 {{- end }}

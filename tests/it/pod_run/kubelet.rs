@@ -161,7 +161,9 @@ impl Pod {
 async fn stop(container: Value, mut process: Box<dyn Process>, events: Events) {
     let name = container["name"].as_str().unwrap();
     if let Some(hook) = container.pointer("/lifecycle/preStop") {
-        assert!(passes(&container, hook).await, "the preStop of {name}");
+        // Bounded by the grace period only.
+        let answered = answers(&container, hook, Duration::from_secs(3600)).await;
+        assert!(answered, "the preStop of {name}");
     }
     events.push(format!("SIGTERM {name}"));
     let code = process.terminate().await;
@@ -177,8 +179,13 @@ fn period(probe: &Value) -> Duration {
     Duration::from_secs(probe["periodSeconds"].as_u64().unwrap_or(10))
 }
 
-/// An `httpGet` from the node to the pod's address.
 async fn passes(container: &Value, probe: &Value) -> bool {
+    let limit = Duration::from_secs(probe["timeoutSeconds"].as_u64().unwrap_or(1));
+    answers(container, probe, limit).await
+}
+
+/// An `httpGet` from the node to the pod's address.
+async fn answers(container: &Value, probe: &Value, limit: Duration) -> bool {
     let get = &probe["httpGet"];
     let port = match &get["port"] {
         Value::Number(port) => port.as_u64().unwrap(),
@@ -189,12 +196,12 @@ async fn passes(container: &Value, probe: &Value) -> bool {
         }
     };
     let to = SocketAddr::new(POD_IP, u16::try_from(port).unwrap());
-    let limit = Duration::from_secs(probe["timeoutSeconds"].as_u64().unwrap_or(1));
     let asked = timeout(limit, async {
         // Connecting first: the helper of the tests expects somebody there.
         drop(tokio::net::TcpStream::connect(to).await.ok()?);
-        let path = get["path"].as_str().unwrap();
-        Some(Client::connect(to).await.get(path).await.0)
+        // A path may stand without its slash, as Seldon's does.
+        let path = get["path"].as_str().unwrap().trim_start_matches('/');
+        Some(Client::connect(to).await.get(&format!("/{path}")).await.0)
     });
     matches!(asked.await, Ok(Some(200..=399)))
 }

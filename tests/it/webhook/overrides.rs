@@ -53,6 +53,7 @@ async fn each_override_has_its_effect() {
             o.share_process_namespace = true;
         }),
         ("agent-watchdog", "true", |o| o.agent_watchdog = true),
+        ("drain-hook", "true", |o| o.drain_hook = true),
         (
             "settings",
             "# slower\nSHIM_PROBE_INTERVAL = 2s\n\nSHIM_INFERENCE_HOSTS=127.0.0.1,::1\n",

@@ -18,6 +18,9 @@
 {{- if .Values.sidecar.agentWatchdog }}
 - --agent-watchdog
 {{- end }}
+{{- if .Values.sidecar.drainHook }}
+- --drain-hook
+{{- end }}
 {{- if not .Values.scheduler.interpose }}
 - --no-scheduler
 {{- else }}
