@@ -128,6 +128,10 @@ def test_grpc_answers_come_through_unchanged_whatever_their_status(server, start
     shim = start_shim(server)
     shim.wait_until_up()
     for request, expected, got in zip(requests, direct, all_answers(shim.grpc)):
+        if request[1] == "RepositoryIndex" and first == "control":
+            # The one difference that is wanted: the states in the agent's own words.
+            for model in expected[1].models:
+                model.state = model.state.removeprefix("State.").replace("UNKNOWN", "LOADING")
         assert got == expected, request
 
 
