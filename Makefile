@@ -66,7 +66,12 @@ page: ## the status page in a real headless browser; screenshots in target/page-
 	*) exit $$code ;; \
 	esac
 
-bench: ## the comparison with nginx, HAProxy and Envoy, the acceptance run, the hot paths (an hour, a quiet machine)
+guard: ## instructions a call, memory and size against benches/budgets.json; not part of `test`
+	$(CARGO) rustc --release --locked --no-default-features --bin agent-shim -- -C target-feature=+crt-static
+	$(CARGO) build --release --locked --no-default-features --example echo
+	python3 benches/guard.py
+
+bench: ## the comparison with nginx, HAProxy and Envoy, the acceptance run (wants a quiet machine)
 	./benches/setup.sh
 	./tests/mlserver/setup.sh
 	$(CARGO) build --release --locked --no-default-features --bin agent-shim --example echo

@@ -1,6 +1,6 @@
 """Fails when the shim has become dearer in what does not depend on the machine's speed.
 
-Instructions of a relayed call and of a probe (callgrind), memory at rest and of a connection,
+Instructions of a relayed call (callgrind), memory at rest and of a connection,
 size of the binary: each against budgets.json plus a tenth. `--write` stores what was measured.
 Prints a line for each, and 'N passed, N failed, N skipped' at the end.
 """
@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 import tempfile
-import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -27,17 +26,10 @@ TOLERANCE = 1.10
 ROOT = HERE.parent
 
 
-def probes(shim):
-    """Probes made so far, by the shim's own count."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{shim.admin}/metrics", timeout=30) as page:
-        lines = page.read().decode().splitlines()
-    return sum(float(l.split()[-1]) for l in lines if l.startswith("agent_shim_probe_outcomes_total"))
-
-
 def instructions(args, folder, small):
     if not shutil.which("valgrind") or not shutil.which("h2load"):
         return {}
-    return callgrind.measure(args, folder, small) | callgrind.measure_probe(args, folder, probes)
+    return callgrind.measure(args, folder, small)
 
 
 def memory(args, folder, _small):
