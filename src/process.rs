@@ -8,6 +8,7 @@ use std::path::Path;
 
 use crate::procfs::{self, Unreadable};
 
+pub mod follow;
 pub mod listener;
 
 /// What a process is to the server.
@@ -144,12 +145,27 @@ struct Stat {
     zombie: bool,
 }
 
+/// A process that may be the main one, and how it was recognised.
+type Candidate<'a> = (FoundBy, &'a Stat);
+
 /// Looks through all processes. `ports` are the server's; with them a server that is called
 /// something else is found by what listens there, and the right one of several is taken.
+/// Whoever looks again and again does so through [`follow::Follower`].
 pub fn find(proc: &Path, ports: &[u16]) -> Result<Server, NotFound> {
     let all = processes(proc).map_err(NotFound::NoProc)?;
-    let mut candidates: Vec<(FoundBy, &Stat)> = Vec::new();
-    for stat in &all {
+    let named = named(proc, &all);
+    let chosen = match named[..] {
+        [one] => Some(one),
+        _ => by_listener(proc, ports, &all, named),
+    };
+    let (found_by, main) = chosen.ok_or(NotFound::NoServer)?;
+    Ok(tree(proc, &all, found_by, main))
+}
+
+/// The processes that call themselves the server.
+fn named<'a>(proc: &Path, all: &'a [Stat]) -> Vec<Candidate<'a>> {
+    let mut candidates: Vec<Candidate<'a>> = Vec::new();
+    for stat in all {
         // Reading every command line of a busy host would cost more than all the rest.
         let python = stat.comm.starts_with("python");
         let named = stat.comm == "mlserver";
@@ -161,41 +177,54 @@ pub fn find(proc: &Path, ports: &[u16]) -> Result<Server, NotFound> {
             }
         }
     }
-    // A forked child looks like its parent.
+    topmost(&mut candidates);
+    candidates
+}
+
+/// A forked child looks like its parent.
+fn topmost(candidates: &mut Vec<Candidate<'_>>) {
     let pids: Vec<u32> = candidates.iter().map(|(_, s)| s.pid).collect();
     candidates.retain(|(_, stat)| !pids.contains(&stat.ppid));
-    if candidates.len() != 1 {
-        // Looking through the descriptors of every process is the last resort.
-        let own = std::process::id();
-        let among: Vec<u32> = match &candidates[..] {
-            [] => all
-                .iter()
-                .map(|s| s.pid)
-                .filter(|pid| *pid != own)
-                .collect(),
-            several => several.iter().map(|(_, s)| s.pid).collect(),
-        };
-        let listening = listener::pids(proc, ports, &among);
-        let holds = |stat: &Stat| listening.contains(&stat.pid);
-        if candidates.iter().any(|(_, stat)| holds(stat)) {
-            candidates.retain(|(_, stat)| holds(stat));
-        } else if candidates.is_empty() {
-            let found = all.iter().filter(|stat| holds(stat));
-            candidates.extend(found.map(|stat| (FoundBy::Listener, stat)));
-            let pids: Vec<u32> = candidates.iter().map(|(_, s)| s.pid).collect();
-            candidates.retain(|(_, stat)| !pids.contains(&stat.ppid));
-        }
+}
+
+/// Of none or several that call themselves the server, the one that listens. Looking through the
+/// table of sockets and the descriptors of every process is the last resort.
+fn by_listener<'a>(
+    proc: &Path,
+    ports: &[u16],
+    all: &'a [Stat],
+    mut candidates: Vec<Candidate<'a>>,
+) -> Option<Candidate<'a>> {
+    let own = std::process::id();
+    let among: Vec<u32> = match &candidates[..] {
+        [] => all
+            .iter()
+            .map(|s| s.pid)
+            .filter(|pid| *pid != own)
+            .collect(),
+        several => several.iter().map(|(_, s)| s.pid).collect(),
+    };
+    let listening = listener::pids(proc, ports, &among);
+    let holds = |stat: &Stat| listening.contains(&stat.pid);
+    if candidates.iter().any(|(_, stat)| holds(stat)) {
+        candidates.retain(|(_, stat)| holds(stat));
+    } else if candidates.is_empty() {
+        let found = all.iter().filter(|stat| holds(stat));
+        candidates.extend(found.map(|stat| (FoundBy::Listener, stat)));
+        topmost(&mut candidates);
     }
     // The newest of several: an older one is on its way out, or was orphaned.
-    let (found_by, main) = candidates
+    candidates
         .into_iter()
         .max_by_key(|(_, stat)| (stat.start, stat.pid))
-        .ok_or(NotFound::NoServer)?;
-    Ok(Server {
+}
+
+fn tree(proc: &Path, all: &[Stat], found_by: FoundBy, main: &Stat) -> Server {
+    Server {
         main: process(proc, main, Role::Main),
-        children: below(proc, &all, main.pid),
+        children: below(proc, all, main.pid),
         found_by,
-    })
+    }
 }
 
 /// Whether a process is still the one that was found.

@@ -12,6 +12,9 @@ use std::path::{Component, Path, PathBuf};
 /// Where Linux has it.
 pub const PROC: &str = "/proc";
 
+/// Room for the first read of a file.
+const FIRST: usize = 2048;
+
 /// Why something could not be read. The set is closed: it is shown and labels metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Unreadable {
@@ -70,8 +73,11 @@ pub fn read(path: &Path, max: usize) -> Result<String, Unreadable> {
 
 /// At most the first `max` bytes. What is no UTF-8 is replaced, not refused.
 pub fn read_start(path: &Path, max: usize) -> Result<String, Unreadable> {
+    #[cfg(test)]
+    tree::count();
     let file = open_regular(path)?;
-    let mut bytes = Vec::new();
+    // Files of `/proc` have no size: with room for most of them one read and one for the end do.
+    let mut bytes = Vec::with_capacity(max.min(FIRST));
     let limit = u64::try_from(max).unwrap_or(u64::MAX);
     match file.take(limit).read_to_end(&mut bytes) {
         Ok(_) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
@@ -142,8 +148,23 @@ fn components(path: &Path) -> impl DoubleEndedIterator<Item = PathBuf> + '_ {
 pub(crate) mod tree {
     //! Throw-away directory trees, so that tests can be a `/proc`.
 
+    use std::cell::Cell;
     use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    thread_local! {
+        static READS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// Notes one read of a file.
+    pub(crate) fn count() {
+        READS.set(READS.get() + 1);
+    }
+
+    /// How many files this thread has read since it last asked.
+    pub(crate) fn reads() -> usize {
+        READS.replace(0)
+    }
 
     /// A directory that goes when it is dropped.
     #[derive(Debug)]

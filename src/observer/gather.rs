@@ -9,7 +9,8 @@ use crate::capacity::{self, Found, Reading, Sources, cgroup, memory};
 use crate::models::Inventory;
 use crate::observer::sources::CapabilitySources;
 use crate::observer::{Live, Observed, ProbeAnswer, Settings};
-use crate::process::{self, NotFound, Server};
+use crate::process::follow::Follower;
+use crate::process::{NotFound, Server};
 use crate::procfs::Unreadable;
 
 /// Proportional memory makes the kernel walk page tables.
@@ -20,6 +21,7 @@ const STEADY: u64 = 50;
 #[derive(Debug)]
 pub(super) struct Gatherer {
     settings: Settings,
+    follower: Follower,
     looks: u64,
     server: Option<Server>,
     capabilities: CapabilitySources,
@@ -42,6 +44,7 @@ impl Gatherer {
     pub(super) fn new(settings: Settings) -> Self {
         Gatherer {
             capabilities: CapabilitySources::new(&settings),
+            follower: Follower::new(&settings.proc, &settings.ports),
             settings,
             looks: 0,
             server: None,
@@ -57,7 +60,7 @@ impl Gatherer {
         probed: Option<&ProbeAnswer>,
         now: Duration,
     ) -> Observed {
-        let found = process::find(&self.settings.proc, &self.settings.ports);
+        let found = self.follower.look(now);
         let name = |server: &Server| (server.main.pid, server.main.start);
         if found.as_ref().ok().map(name) != self.server.as_ref().map(name) {
             self.pss = None;

@@ -12,6 +12,11 @@ const MAX_DESCRIPTORS: usize = 65_536;
 /// The processes among `candidates` that listen on one of `ports`, over IPv4 or IPv6. Without
 /// permission to read another process's descriptors it is not among them.
 pub fn pids(proc: &Path, ports: &[u16], candidates: &[u32]) -> Vec<u32> {
+    // Where the process namespace is not shared there is nobody, and the tables cost the kernel
+    // a walk over all of its sockets.
+    if candidates.is_empty() {
+        return Vec::new();
+    }
     let mut inodes: Vec<String> = Vec::new();
     // A server on `0.0.0.0` has its gRPC port on `[::]`: both tables.
     for table in ["net/tcp", "net/tcp6"] {

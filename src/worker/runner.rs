@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::models::{Inventory, Poke};
 use crate::observer::Observed;
 use crate::prober::Watching;
-use crate::process;
+use crate::process::{self, follow::Follower};
 use crate::restore::Memory;
 use crate::restore::server::{Asking, Has, address, reason};
 
@@ -102,20 +102,21 @@ impl Runner {
     async fn processes(&self) {
         let mut observed = self.parts.observed.clone();
         let mut record = Record::default();
+        let mut follower = Follower::new(&self.parts.proc, &self.parts.ports);
         loop {
             let visible = observed.borrow_and_update().server.is_some();
             if visible || !record.orphans().is_empty() {
-                let (proc, ports) = (self.parts.proc.clone(), self.parts.ports.clone());
+                let proc = self.parts.proc.clone();
                 let now = self.now();
                 let look = tokio::task::spawn_blocking(move || {
-                    let server = process::find(&proc, &ports).ok();
+                    let server = follower.look(now).ok();
                     record.look(now, server.as_ref(), |p| process::is_running(&proc, p));
-                    record
+                    (record, follower)
                 });
                 let Ok(seen) = look.await else {
                     return;
                 };
-                record = seen;
+                (record, follower) = seen;
             }
             self.take(&record);
             tokio::select! {
@@ -372,3 +373,7 @@ impl Runner {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "runner_tests.rs"]
+mod tests;
