@@ -15,6 +15,7 @@ import connections
 import load
 import machine
 import real
+from alone import Alone
 from subjects import Shim, free_port, listens, until
 
 
@@ -97,7 +98,7 @@ def start_time(args, folder, _small):
 def at_rest(args, folder, _small):
     """Memory and cpu without traffic, three candidates on two protocols probed every second."""
     with EchoAt(args.echo) as echo:
-        shim = Shim(folder, args.shim, SHIM_INFERENCE_HOSTS="127.0.0.1,127.0.0.2,::1")
+        shim = Alone(folder, args.shim, SHIM_INFERENCE_HOSTS="127.0.0.1,127.0.0.2,::1")
         shim.start(echo.http, echo.grpc)
         try:
             time.sleep(5)
@@ -111,6 +112,7 @@ def at_rest(args, folder, _small):
         "idle_cpu_percent": used,
         "resident_idle_mb": resident / 1e6,
         "peak_idle_mb": peak / 1e6,
+        "idle_was_measured_alone": shim.alone,
     }
 
 
