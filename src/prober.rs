@@ -24,11 +24,13 @@ use crate::metrics::Metrics;
 use crate::view::{Endpoint, View};
 
 use self::metrics::ProberMetrics;
+use self::pace::{Pace, jittered};
 
 pub mod connect;
 pub mod grpc;
 pub mod http;
 mod metrics;
+mod pace;
 pub mod resolve;
 pub mod server;
 
@@ -36,8 +38,6 @@ pub mod server;
 pub const FAST: Duration = Duration::from_millis(100);
 /// The least time between two probes of one candidate, however often callers ask for one.
 const HINT_GAP: Duration = Duration::from_millis(20);
-/// Part of the interval by which each wait varies, so that replicas do not probe in step.
-const JITTER: f64 = 0.1;
 /// The least time between two looks at the kernel's table of listeners.
 const LOOK_GAP: Duration = Duration::from_secs(1);
 
@@ -172,12 +172,17 @@ impl<P: Probe> Prober<P> {
             }
         }
         drop(reports);
+        let mut pace = Pace::new(self.interval);
         loop {
             tokio::select! {
                 Some(probed) = inbox.recv() => {
                     let Probed { protocol, index, report, took, next } = probed;
                     self.take(protocol, index, report, took);
-                    let wait = wait_for(&self.view, protocol, index, self.interval);
+                    let chance = fastrand::f64();
+                    let wait = match hurry(&self.view, protocol, index) {
+                        true => jittered(FAST.min(self.interval), chance),
+                        false => pace.wait(self.clock.now(), chance),
+                    };
                     // A loop that is gone is reported by the join below.
                     let _ = next.send(wait);
                 }
@@ -349,33 +354,28 @@ async fn probe_loop<P: Probe>(mut this: Loop<P>) {
         let Ok(wait) = wait.await else {
             return;
         };
-        let jittered = wait.mul_f64(1.0 + JITTER * (fastrand::f64() * 2.0 - 1.0));
         let hinted = async {
             // Fails only when the prober is gone, which ends the loop at its next report.
             let _ = this.hint.changed().await;
             sleep(HINT_GAP).await;
         };
         tokio::select! {
-            () = sleep(jittered) => {}
+            () = sleep(wait) => {}
             () = hinted => {}
         }
     }
 }
 
-/// How long to wait before the next probe of a candidate: fast while its protocol has nothing
-/// up, and while the fall of a candidate that fails clearly is being confirmed. Silence is not
-/// hurried: each silent probe has waited for its own time limit already.
-fn wait_for(view: &View, protocol: Protocol, index: usize, interval: Duration) -> Duration {
+/// Whether the next probe of a candidate is hurried: while its protocol has nothing up, and while
+/// the fall of a candidate that fails clearly is being confirmed. Silence is not hurried: each
+/// silent probe has waited for its own time limit already.
+fn hurry(view: &View, protocol: Protocol, index: usize) -> bool {
     let endpoints = view.of(protocol);
     let none_up = !endpoints.iter().any(|e| e.health.state == State::Up);
     let falling = endpoints.get(index).is_some_and(|e| {
         e.health.state == State::Up && e.health.reason.is_some_and(|r| !r.is_silence())
     });
-    if none_up || falling {
-        FAST.min(interval)
-    } else {
-        interval
-    }
+    none_up || falling
 }
 
 #[cfg(test)]

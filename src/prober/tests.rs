@@ -232,3 +232,23 @@ async fn changes_wake_nobody_while_nothing_changes() {
     run.at(60.0).await;
     assert!(!changes.has_changed().unwrap());
 }
+
+#[tokio::test(start_paused = true)]
+async fn all_candidates_are_probed_in_the_same_moments() {
+    let run = run(|c, _| {
+        if is(c, "a") {
+            up()
+        } else {
+            down(Reason::Refused)
+        }
+    });
+    run.at(40.0).await;
+    let asked = run.asked.lock().unwrap();
+    let from = Duration::from_secs(10);
+    let settled: Vec<Duration> = asked.iter().map(|a| a.2).filter(|at| *at >= from).collect();
+    let mut moments = settled.clone();
+    moments.dedup();
+    assert!((27..=34).contains(&moments.len()), "{moments:?}");
+    // Two candidates, two protocols; the last moment may be cut off by the end.
+    assert!(settled.len() >= 4 * (moments.len() - 1), "{settled:?}");
+}
