@@ -212,7 +212,10 @@ impl Splice {
             bytes: &self.sent,
         };
         let mut up = pin!(async {
-            upward.send(&self.to_server).await?;
+            // Not kept for as long as the connection is open.
+            let first = self.to_server;
+            upward.send(&first).await?;
+            drop(first);
             let count = |head: &FrameHead| {
                 if lock().see(|calls| calls.from_caller(head))
                     && let Some(opened) = &opened
@@ -225,7 +228,9 @@ impl Splice {
                 .await
         });
         let mut down = pin!(async {
-            downward.send(&self.to_caller).await?;
+            let first = self.to_caller;
+            downward.send(&first).await?;
+            drop(first);
             let count = |head: &FrameHead| {
                 lock().see(|calls| calls.from_server(head));
             };
