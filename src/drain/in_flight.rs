@@ -6,10 +6,12 @@
 //! are not inference: a load may take an hour, and what it loads ends with the server.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use prometheus::IntGauge;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::metrics::Metrics;
@@ -17,8 +19,19 @@ use crate::metrics::Metrics;
 /// The count. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct InFlight {
-    count: Arc<watch::Sender<usize>>,
+    count: Arc<Count>,
     gauge: IntGauge,
+}
+
+/// Calls come by the thousand and somebody waits for them once a day: so a change is two
+/// additions, and wakes only where there is somebody to wake.
+#[derive(Debug, Default)]
+struct Count {
+    now: AtomicUsize,
+    /// Changes since the start, so that a call that came and went in a moment is seen.
+    changes: AtomicU64,
+    waiting: AtomicUsize,
+    changed: Notify,
 }
 
 /// One call, until it is dropped.
@@ -35,7 +48,7 @@ impl Default for InFlight {
     fn default() -> Self {
         let gauge = IntGauge::new("in_flight", "Not exported.").expect("the name is well formed");
         InFlight {
-            count: Arc::new(watch::Sender::new(0)),
+            count: Arc::default(),
             gauge,
         }
     }
@@ -62,26 +75,58 @@ impl InFlight {
     /// Someone's own count has moved from `before` to `after`.
     pub fn moved(&self, before: usize, after: usize) {
         if before != after {
-            self.count.send_modify(|n| *n = *n + after - before);
+            if after > before {
+                self.count.now.fetch_add(after - before, SeqCst);
+            } else {
+                self.count.now.fetch_sub(before - after, SeqCst);
+            }
+            self.count.changes.fetch_add(1, SeqCst);
+            if self.count.waiting.load(SeqCst) > 0 {
+                self.count.changed.notify_waiters();
+            }
             self.gauge.add(after as i64 - before as i64);
         }
     }
 
     /// How many run now.
     pub fn now(&self) -> usize {
-        *self.count.borrow()
+        self.count.now.load(SeqCst)
     }
 
     /// Completes when none has run, not even for a moment, for as long as `settle`.
     pub async fn quiet(&self, settle: Duration) {
-        let mut count = self.count.subscribe();
+        let count = &*self.count;
+        let _waiting = Waiting::new(count);
         loop {
-            // The sender is held by `self`, so waiting cannot fail.
-            let _ = count.wait_for(|n| *n == 0).await;
-            if timeout(settle, count.changed()).await.is_err() {
+            let changed = count.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed: first it is listened, then looked.
+            changed.as_mut().enable();
+            let seen = count.changes.load(SeqCst);
+            if count.now.load(SeqCst) > 0 {
+                changed.await;
+                continue;
+            }
+            if timeout(settle, changed).await.is_err() && count.changes.load(SeqCst) == seen {
                 return;
             }
         }
+    }
+}
+
+/// One who waits for a change, until dropped.
+struct Waiting<'a>(&'a Count);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a Count) -> Self {
+        count.waiting.fetch_add(1, SeqCst);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, SeqCst);
     }
 }
 

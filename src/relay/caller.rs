@@ -12,8 +12,9 @@ use bytes::{Buf, Bytes};
 use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// How long an answer may still come after the caller has closed its half. MLServer answers what
 /// it can answer at once and drops the rest; nobody can tell a half-closed caller from one that
@@ -25,7 +26,8 @@ const LOOK: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Caller {
     before: Bytes,
-    stream: Arc<TcpStream>,
+    reads: OwnedReadHalf,
+    writes: Arc<OwnedWriteHalf>,
     received: IntCounter,
     sent: IntCounter,
 }
@@ -33,19 +35,33 @@ pub struct Caller {
 /// The watching side.
 #[derive(Debug, Clone)]
 pub struct Watch {
-    stream: Arc<TcpStream>,
-    calls: Arc<AtomicUsize>,
-    begun: Arc<Notify>,
+    stream: Arc<OwnedWriteHalf>,
+    calls: Arc<Calls>,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    under_way: AtomicUsize,
+    began: Notify,
 }
 
 /// A call under way; counted while it lives.
 #[derive(Debug)]
-pub struct UnderWay(Arc<AtomicUsize>);
+pub struct UnderWay(Arc<Calls>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Why a caller's connection is to be ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// It has closed its half.
+    Closed,
+    /// It has not finished the head of a request in time.
+    Silent,
 }
 
 impl Caller {
@@ -57,15 +73,16 @@ impl Caller {
         sent: IntCounter,
     ) -> (Self, Watch) {
         received.inc_by(before.len() as u64);
-        let stream = Arc::new(stream);
+        let (reads, writes) = stream.into_split();
+        let writes = Arc::new(writes);
         let watch = Watch {
-            stream: stream.clone(),
+            stream: writes.clone(),
             calls: Arc::default(),
-            begun: Arc::default(),
         };
         let caller = Caller {
             before,
-            stream,
+            reads,
+            writes,
             received,
             sent,
         };
@@ -76,19 +93,25 @@ impl Caller {
 impl Watch {
     /// Counts a call until the guard is dropped.
     pub fn under_way(&self) -> UnderWay {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        self.begun.notify_one();
+        self.calls.under_way.fetch_add(1, Ordering::Relaxed);
+        self.calls.began.notify_one();
         UnderWay(self.calls.clone())
     }
 
     /// Completes when the caller has closed its half for longer than the grace while a call was
-    /// under way. An idle connection costs nothing: its close is read by whoever reads it.
-    pub async fn gone(&self) {
+    /// under way, or when no call was for longer than `limit`.
+    ///
+    /// A busy connection is looked at four times a second, however many calls it carries: a timer
+    /// for each call would cost as much as the rest of the look.
+    pub async fn gone(&self, limit: Duration) -> Gone {
         let mut closed = Duration::ZERO;
         loop {
-            if self.calls.load(Ordering::Relaxed) == 0 {
+            if self.calls.under_way.load(Ordering::Relaxed) == 0 {
                 closed = Duration::ZERO;
-                self.begun.notified().await;
+                // A call that began and ended since the last look has left its notice behind.
+                if timeout(limit, self.calls.began.notified()).await.is_err() {
+                    return Gone::Silent;
+                }
             }
             sleep(LOOK).await;
             closed = if self.is_closed() {
@@ -97,7 +120,7 @@ impl Watch {
                 Duration::ZERO
             };
             if closed > HALF_CLOSE_GRACE {
-                return;
+                return Gone::Closed;
             }
         }
     }
@@ -121,17 +144,10 @@ impl AsyncRead for Caller {
             out.put_slice(&self.before.split_to(n));
             return Poll::Ready(Ok(()));
         }
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read_buf(out) {
-                Ok(n) => {
-                    self.received.inc_by(n as u64);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        let had = out.filled().len();
+        ready!(Pin::new(&mut self.reads).poll_read(cx, out))?;
+        self.received.inc_by((out.filled().len() - had) as u64);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -141,9 +157,10 @@ impl Caller {
         cx: &mut Context<'_>,
         send: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
+        let stream: &TcpStream = (*self.writes).as_ref();
         loop {
-            ready!(self.stream.poll_write_ready(cx))?;
-            match send(&self.stream) {
+            ready!(stream.poll_write_ready(cx))?;
+            match send(stream) {
                 Ok(n) => {
                     self.sent.inc_by(n as u64);
                     return Poll::Ready(Ok(n));
@@ -181,7 +198,8 @@ impl AsyncWrite for Caller {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let socket = socket2::SockRef::from(&*self.stream);
+        let stream: &TcpStream = (*self.writes).as_ref();
+        let socket = socket2::SockRef::from(stream);
         Poll::Ready(socket.shutdown(std::net::Shutdown::Write))
     }
 }

@@ -3,7 +3,6 @@
 //! Payloads are skipped, never read. Pure.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 
 /// The client's first bytes on every HTTP/2 connection.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -128,7 +127,8 @@ impl Walker {
 #[derive(Debug, Default)]
 pub struct Calls {
     last: u32,
-    open: HashSet<u32>,
+    /// Rising, as the callers count them.
+    open: Vec<u32>,
 }
 
 impl Calls {
@@ -137,15 +137,23 @@ impl Calls {
         match head.kind {
             HEADERS if head.stream > self.last => {
                 self.last = head.stream;
-                self.open.insert(head.stream);
+                self.open.push(head.stream);
                 true
             }
             RST_STREAM => {
-                self.open.remove(&head.stream);
+                self.close(head.stream);
                 false
             }
             _ => false,
         }
+    }
+
+    fn close(&mut self, stream: u32) -> bool {
+        let found = self.open.binary_search(&stream);
+        if let Ok(at) = found {
+            self.open.remove(at);
+        }
+        found.is_ok()
     }
 
     /// A frame from the server. True where it ends a call.
@@ -155,7 +163,7 @@ impl Calls {
             RST_STREAM => true,
             _ => false,
         };
-        ends && self.open.remove(&head.stream)
+        ends && self.close(head.stream)
     }
 
     /// Calls that the server has not ended yet.

@@ -27,39 +27,63 @@ fn about<'a>(method: &Method, path: &'a str) -> About<'a> {
     let Some(rest) = path.strip_prefix("/v2/") else {
         return About::Nothing;
     };
-    let parts: Vec<&str> = rest.split('/').take(6).collect();
-    match parts[..] {
-        ["repository", "models", name, "load"] => About::Load(name),
-        ["repository", "models", name, "unload"] => About::Unload(name),
-        ["models", name, "infer"] | ["models", name, "versions", _, "infer"] => {
-            About::Inference(name)
-        }
+    let mut parts = rest.split('/');
+    let parts: [Option<&str>; 6] = std::array::from_fn(|_| parts.next());
+    match parts {
+        [
+            Some("repository"),
+            Some("models"),
+            Some(name),
+            Some("load"),
+            None,
+            None,
+        ] => About::Load(name),
+        [
+            Some("repository"),
+            Some("models"),
+            Some(name),
+            Some("unload"),
+            None,
+            None,
+        ] => About::Unload(name),
+        [Some("models"), Some(name), Some("infer"), None, None, None]
+        | [
+            Some("models"),
+            Some(name),
+            Some("versions"),
+            Some(_),
+            Some("infer"),
+            None,
+        ] => About::Inference(name),
         _ => About::Nothing,
     }
 }
 
 /// A name without its escapes. What is no text is no model's name.
 fn plain(name: &str) -> String {
+    if !name.contains('%') {
+        return name.into();
+    }
     String::from_utf8_lossy(&unescaped(name)).into_owned()
 }
 
 /// A request under way, for the account of what is in memory.
 #[derive(Debug)]
-pub struct Heed {
-    memory: Memory,
-    worker: Worker,
+pub struct Heed<'a> {
+    memory: &'a Memory,
+    worker: &'a Worker,
     inference: Option<String>,
     load: Option<Loading>,
     unload: Option<Unloading>,
 }
 
-impl Heed {
+impl<'a> Heed<'a> {
     /// Before it is sent on.
-    pub fn before(context: &Context, method: &Method, path: &str) -> Self {
-        let memory = context.memory.clone();
+    pub fn before(context: &'a Context, method: &Method, path: &str) -> Self {
+        let memory = &context.memory;
         let mut heed = Heed {
-            memory: memory.clone(),
-            worker: context.worker.clone(),
+            memory,
+            worker: &context.worker,
             inference: None,
             load: None,
             unload: None,
@@ -123,6 +147,8 @@ mod tests {
                 About::Unload("iris_1"),
             ),
             ("/v2/repository/index", About::Nothing),
+            ("/v2/models/iris_1/infer/", About::Nothing),
+            ("/v2/models/iris_1/infer/a/b/c/d", About::Nothing),
             ("/", About::Nothing),
         ] {
             assert_eq!(about(&Method::POST, path), expected, "{path}");

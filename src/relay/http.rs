@@ -20,13 +20,13 @@ use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::answer::{self, Answered, Question, http_error};
-use super::caller::Caller;
+use super::caller::{Caller, Gone};
 use super::connect::connect;
 use super::greeting::greet;
 use super::guarded::Guarded;
@@ -69,19 +69,20 @@ pub async fn serve(stream: TcpStream, context: &Context) -> End {
             Ok::<_, Infallible>(response.map(|body| Guarded::new(body, guard)))
         }
     });
+    // The library's own limit for heads makes a timer for each; `watch` keeps one.
     let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(context.header_timeout)
         .half_close(true)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(caller), service);
     let ended = tokio::select! {
         ended = served => ended,
-        () = watch.gone() => return End::Closed,
+        gone = watch.gone(context.header_timeout) => return match gone {
+            Gone::Closed => End::Closed,
+            Gone::Silent => End::Timeout,
+        },
     };
     match ended {
         Ok(()) => End::Closed,
-        Err(error) if error.is_timeout() => End::Timeout,
         Err(error) if error.is_parse() || error.is_parse_status() => End::Malformed,
         Err(_) => End::Reset,
     }
@@ -324,6 +325,10 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 ];
 
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none: one walk over their few headers is cheaper than seven searches.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     let listed: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -367,11 +372,13 @@ fn for_server(mut request: Request<Incoming>) -> Result<Request<Incoming>, &'sta
             .headers_mut()
             .insert(TE, HeaderValue::from_static("trailers"));
     }
-    let target = request.uri().path_and_query().map_or("/", |pq| pq.as_str());
-    let origin: Uri = target
-        .parse()
-        .map_err(|_| "the request target cannot be relayed")?;
-    *request.uri_mut() = origin;
+    if request.uri().scheme().is_some() || request.uri().authority().is_some() {
+        let target = request.uri().path_and_query().map_or("/", |pq| pq.as_str());
+        let origin: Uri = target
+            .parse()
+            .map_err(|_| "the request target cannot be relayed")?;
+        *request.uri_mut() = origin;
+    }
     *request.version_mut() = Version::HTTP_11;
     Ok(request)
 }

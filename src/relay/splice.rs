@@ -5,17 +5,19 @@
 //! heads are followed, so that GOAWAY can be put between two frames and calls can be counted.
 
 use std::cell::RefCell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::Shutdown;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use prometheus::IntCounter;
 use socket2::SockRef;
-use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Notify;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio::time::timeout;
 
 use super::frames::{Calls, Filter, FrameHead, GOAWAY, pong};
@@ -39,63 +41,86 @@ pub enum Far {
     Local(UnixStream),
 }
 
-trait Socket {
-    async fn readable(&self) -> io::Result<()>;
+impl Far {
+    fn split(&mut self) -> (FarReads<'_>, FarWrites<'_>) {
+        match self {
+            Far::Server(s) => {
+                let (reads, writes) = s.split();
+                (FarReads::Server(reads), FarWrites::Server(writes))
+            }
+            Far::Local(s) => {
+                let (reads, writes) = s.split();
+                (FarReads::Local(reads), FarWrites::Local(writes))
+            }
+        }
+    }
+}
+
+enum FarReads<'a> {
+    Server(tcp::ReadHalf<'a>),
+    Local(unix::ReadHalf<'a>),
+}
+
+impl AsyncRead for FarReads<'_> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            FarReads::Server(s) => Pin::new(s).poll_read(cx, into),
+            FarReads::Local(s) => Pin::new(s).poll_read(cx, into),
+        }
+    }
+}
+
+enum FarWrites<'a> {
+    Server(tcp::WriteHalf<'a>),
+    Local(unix::WriteHalf<'a>),
+}
+
+/// Where one direction ends.
+trait Sink {
     async fn writable(&self) -> io::Result<()>;
-    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
-    fn end_writing(&self);
+    fn end(&self);
 }
 
-impl Socket for TcpStream {
-    async fn readable(&self) -> io::Result<()> {
-        TcpStream::readable(self).await
-    }
+impl Sink for tcp::WriteHalf<'_> {
     async fn writable(&self) -> io::Result<()> {
-        TcpStream::writable(self).await
-    }
-    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        TcpStream::try_read(self, buffer)
+        tcp::WriteHalf::writable(self).await
     }
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        TcpStream::try_write(self, bytes)
+        tcp::WriteHalf::try_write(self, bytes)
     }
-    fn end_writing(&self) {
+    fn end(&self) {
+        let stream: &TcpStream = self.as_ref();
         // Fails only where the connection is gone already.
-        let _ = SockRef::from(self).shutdown(Shutdown::Write);
+        let _ = SockRef::from(stream).shutdown(Shutdown::Write);
     }
 }
 
-impl Socket for Far {
-    async fn readable(&self) -> io::Result<()> {
-        match self {
-            Far::Server(s) => s.readable().await,
-            Far::Local(s) => s.readable().await,
-        }
-    }
+impl Sink for FarWrites<'_> {
     async fn writable(&self) -> io::Result<()> {
         match self {
-            Far::Server(s) => s.writable().await,
-            Far::Local(s) => s.writable().await,
-        }
-    }
-    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Far::Server(s) => s.try_read(buffer),
-            Far::Local(s) => s.try_read(buffer),
+            FarWrites::Server(s) => s.writable().await,
+            FarWrites::Local(s) => s.writable().await,
         }
     }
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Far::Server(s) => s.try_write(bytes),
-            Far::Local(s) => s.try_write(bytes),
+            FarWrites::Server(s) => s.try_write(bytes),
+            FarWrites::Local(s) => s.try_write(bytes),
         }
     }
-    fn end_writing(&self) {
-        let _ = match self {
-            Far::Server(s) => SockRef::from(s).shutdown(Shutdown::Write),
-            Far::Local(s) => SockRef::from(s).shutdown(Shutdown::Write),
-        };
+    fn end(&self) {
+        match self {
+            FarWrites::Server(s) => s.end(),
+            FarWrites::Local(s) => {
+                let stream: &UnixStream = s.as_ref();
+                let _ = SockRef::from(stream).shutdown(Shutdown::Write);
+            }
+        }
     }
 }
 
@@ -175,11 +200,11 @@ pub enum Ended {
 impl Splice {
     /// Carries until an end closes. When `move_on` completes the caller is told by GOAWAY to take
     /// a new connection for its next call; running calls stay.
-    pub async fn run(self, move_on: impl Future<Output = ()>) -> Ended {
+    pub async fn run(mut self, move_on: impl Future<Output = ()>) -> Ended {
         let pongs = Pongs::default();
         let (from_caller, from_server, running, opened) = match self.http2 {
             Some(h) => {
-                pongs.lock().extend(h.pings);
+                pongs.push(&h.pings);
                 (
                     Some(h.from_caller),
                     Some(h.from_server),
@@ -197,16 +222,18 @@ impl Splice {
         }
         let calls = Mutex::new(running);
         let lock = || calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let (caller_reads, caller_writes) = self.caller.split();
+        let (far_reads, far_writes) = self.far.split();
         let mut upward = Half {
-            from: &self.caller,
-            to: &self.far,
+            from: caller_reads,
+            to: far_writes,
             filter: from_caller,
             pongs: &pongs,
             bytes: &self.received,
         };
         let mut downward = Half {
-            from: &self.far,
-            to: &self.caller,
+            from: far_reads,
+            to: caller_writes,
             filter: from_server,
             pongs: &pongs,
             bytes: &self.sent,
@@ -262,7 +289,7 @@ impl Splice {
 #[derive(Debug, Default)]
 struct Pongs {
     due: Mutex<Vec<[u8; 8]>>,
-    wake: Notify,
+    any: AtomicBool,
 }
 
 /// Pings that may wait for their answer. A caller gets there only by asking faster than it reads.
@@ -273,7 +300,20 @@ impl Pongs {
         self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many wait now.
+    fn push(&self, pings: &[[u8; 8]]) -> usize {
+        let mut due = self.lock();
+        due.extend_from_slice(pings);
+        self.any.store(!due.is_empty(), Ordering::Relaxed);
+        due.len()
+    }
+
+    fn any(&self) -> bool {
+        self.any.load(Ordering::Relaxed)
+    }
+
     fn take(&self) -> Vec<u8> {
+        self.any.store(false, Ordering::Relaxed);
         self.lock().drain(..).flat_map(pong).collect()
     }
 }
@@ -285,14 +325,14 @@ enum Direction {
 }
 
 struct Half<'a, F, T> {
-    from: &'a F,
-    to: &'a T,
+    from: F,
+    to: T,
     filter: Option<Filter>,
     pongs: &'a Pongs,
     bytes: &'a IntCounter,
 }
 
-impl<F: Socket, T: Socket> Half<'_, F, T> {
+impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
     /// Carries this direction until its source ends, then ends its sink.
     async fn carry(
         &mut self,
@@ -309,75 +349,85 @@ impl<F: Socket, T: Socket> Half<'_, F, T> {
                     told = true;
                     self.send(&GOAWAY).await?;
                 }
-                let pongs = self.pongs.take();
-                self.send(&pongs).await?;
-            }
-            tokio::select! {
-                ready = self.from.readable() => ready?,
-                () = &mut move_on, if !asked => {
-                    asked = true;
-                    continue;
+                if self.pongs.any() {
+                    let pongs = self.pongs.take();
+                    self.send(&pongs).await?;
                 }
-                () = self.pongs.wake.notified(), if down => continue,
             }
-            // The last stream of a GOAWAY must not rise (RFC 9113, 6.8): where the server has said
-            // its own, ours would end the connection, and with it the calls that still run.
-            let step = self.step(|head| {
-                told |= head.is_goaway();
-                on_head(head);
+            let step = poll_fn(|cx| {
+                if !asked && move_on.as_mut().poll(cx).is_ready() {
+                    asked = true;
+                    return Poll::Ready(Ok(Step::Passed));
+                }
+                let step = self.poll_step(cx, |head| {
+                    // The last stream of a GOAWAY must not rise (RFC 9113, 6.8): where the server
+                    // has said its own, ours would end the connection, and with it the calls that
+                    // still run.
+                    told |= head.is_goaway();
+                    on_head(head);
+                });
+                let between = || self.filter.as_ref().is_some_and(Filter::at_boundary);
+                if step.is_pending() && down && self.pongs.any() && between() {
+                    return Poll::Ready(Ok(Step::Passed));
+                }
+                step
             });
-            match step {
-                Ok(Step::Passed) => {}
-                Ok(Step::Left(rest)) => self.send(&rest).await?,
-                Ok(Step::End) => {
+            match step.await? {
+                Step::Passed => {}
+                Step::Left(rest) => self.send(&rest).await?,
+                Step::End => {
                     if let Some(filter) = &mut self.filter {
                         let rest = filter.rest();
                         self.send(&rest).await?;
                     }
-                    self.to.end_writing();
+                    self.to.end();
                     return Ok(());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
             }
         }
     }
 
-    /// One read and, most often, one write.
-    fn step(&mut self, on_head: impl FnMut(&FrameHead)) -> io::Result<Step> {
+    /// Reads and writes until there is nothing to read. A read that does not fill the buffer has
+    /// emptied the socket, so that no further one is tried before the system says so.
+    fn poll_step(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut on_head: impl FnMut(&FrameHead),
+    ) -> Poll<io::Result<Step>> {
         SHARED.with_borrow_mut(|buffer| {
-            let n = self.from.try_read(buffer)?;
-            if n == 0 {
-                return Ok(Step::End);
+            let mut into = ReadBuf::new(buffer);
+            ready!(Pin::new(&mut self.from).poll_read(cx, &mut into))?;
+            let read = into.filled();
+            if read.is_empty() {
+                return Poll::Ready(Ok(Step::End));
             }
-            self.bytes.inc_by(n as u64);
+            self.bytes.inc_by(read.len() as u64);
+            let mut pings = 0;
             let passed = match &mut self.filter {
-                Some(filter) => {
-                    let pongs = self.pongs;
-                    let passed = filter.pass(&buffer[..n], on_head, |ping| {
-                        pongs.lock().push(ping);
-                        pongs.wake.notify_one();
-                    });
-                    if pongs.lock().len() > MAX_PONGS {
-                        return Err(io::Error::other("the caller pings faster than it reads"));
-                    }
-                    passed
-                }
-                None => std::borrow::Cow::Borrowed(&buffer[..n]),
+                Some(filter) => filter.pass(read, &mut on_head, |ping| {
+                    pings = self.pongs.push(&[ping]);
+                    // Both halves are one task: the other one looks when it is polled again.
+                    cx.waker().wake_by_ref();
+                }),
+                None => std::borrow::Cow::Borrowed(read),
             };
+            if pings > MAX_PONGS {
+                let why = "the caller pings faster than it reads";
+                return Poll::Ready(Err(io::Error::other(why)));
+            }
             if passed.is_empty() {
-                return Ok(Step::Passed);
+                return Poll::Ready(Ok(Step::Passed));
             }
             let written = match self.to.try_write(&passed) {
                 Ok(written) => written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(error) => return Err(error),
+                Err(error) => return Poll::Ready(Err(error)),
             };
-            if written == passed.len() {
-                Ok(Step::Passed)
+            Poll::Ready(Ok(if written == passed.len() {
+                Step::Passed
             } else {
-                Ok(Step::Left(passed[written..].to_vec()))
-            }
+                Step::Left(passed[written..].to_vec())
+            }))
         })
     }
 
