@@ -1,18 +1,33 @@
-"""Instructions of the shim for one relayed gRPC call and one HTTP call.
+"""Instructions of the shim for one relayed call and for one round of probes, by callgrind.
 
-Two runs that differ only in the number of calls: the difference is the calls' own. Probing is
-slowed down to once an hour. What a probe costs is left out: looking through /proc depends on what
-else runs on the machine.
+Two runs that differ only in the number of calls or rounds: the difference is their own. While calls
+are counted, probing is slowed down to once an hour. While rounds are counted, the shim sees a /proc
+of its own, with nobody else in it: looking for the server there costs what the machine runs.
 """
 
 import re
+import shutil
 import signal
 import subprocess
 import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import load
-from subjects import Shim, listens, until
+import machine
+from subjects import Shim
+
+CALLS = (200, 1200)
+ROUNDS = (4, 44)
+ALONE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+
+
+def can_be_alone():
+    """Whether this user may give a process a /proc of its own."""
+    return bool(shutil.which("unshare")) and (
+        subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode == 0
+    )
 
 
 class Counted(Shim):
@@ -21,51 +36,104 @@ class Counted(Shim):
     name = "callgrind"
     patience = 180
 
+    def __init__(self, folder, binary, alone=False, **env):
+        super().__init__(folder, binary, **env)
+        self.alone = alone
+
     def launch(self, command, env=None):
-        self.out = self.folder / f"callgrind.{time.monotonic_ns()}"
+        self.out = self.folder / "callgrind.out"
         super().launch(
-            ["valgrind", "--tool=callgrind", f"--callgrind-out-file={self.out}", *command], env
-        )
+            [*(ALONE if self.alone else []), "valgrind", "--tool=callgrind",
+             f"--callgrind-out-file={self.out}", *command],
+            env,
+        )  # fmt: skip
 
     def total(self):
         """Ends it and reads the sum."""
-        self.process.send_signal(signal.SIGTERM)
+        # The last of the tree is the shim; what stands before it waits for it.
+        pid = machine.children(self.process.pid)[-1]
+        subprocess.run(["kill", f"-{int(signal.SIGTERM)}", str(pid)], check=True)
         self.process.wait(60)
         self.process = None
         found = re.search(r"^(?:summary|totals): (\d+)", self.out.read_text(), re.MULTILINE)
         return int(found.group(1))
 
+    def probes(self):
+        """Probes so far, of the protocol that has had fewer; raises where one has failed."""
+        counted = dict.fromkeys(("http", "grpc"), 0)
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=60) as answer:
+            for line in answer.read().decode().splitlines():
+                found = re.match(r"agent_shim_probe_outcomes_total\{(.*)\} (\d+)", line)
+                if found and int(found.group(2)):
+                    labels = dict(re.findall(r'(\w+)="(.*?)"', found.group(1)))
+                    if labels["outcome"] != "healthy":
+                        raise RuntimeError(f"a probe failed, so rounds are not alike: {line}")
+                    counted[labels["protocol"]] = int(found.group(2))
+        return min(counted.values())
 
-def counted(args, folder, echo, work):
-    """Instructions of a whole run that does `work`."""
-    shim = Counted(folder, args.shim, SHIM_PROBE_INTERVAL="1h", SHIM_DRAIN_TIME="0s",
-                   SHIM_INDEX_INTERVAL="1h", SHIM_PROBE_TIMEOUT="20s",
-                   SHIM_PROBE_CONNECT_TIMEOUT="10s")  # fmt: skip
-    shim.start(echo.http, echo.grpc)
+
+def counted(args, folder, echo, work, alone=False, **env):
+    """Instructions of a whole run that does `work`, and what `work` gave back."""
+    settings = {
+        "SHIM_PROBE_INTERVAL": "1h", "SHIM_DRAIN_TIME": "0s", "SHIM_INDEX_INTERVAL": "1h",
+        "SHIM_PROBE_TIMEOUT": "20s", "SHIM_PROBE_CONNECT_TIMEOUT": "10s", **env,
+    }  # fmt: skip
+    shim = Counted(folder, args.shim, alone, **settings)
     try:
-        work(shim)
-        return shim.total()
+        shim.start(echo.http, echo.grpc)
+        done = work(shim)
+        return shim.total(), done
     finally:
         if shim.process:
-            shim.process.kill()
+            for pid in reversed(machine.children(shim.process.pid)):
+                subprocess.run(["kill", "-9", str(pid)], check=False, capture_output=True)
             shim.process.wait()
 
 
 def measure(args, folder, small):
+    """Instructions by name. The shim is to be probed and called by one echo server of its own."""
     from shim_only import EchoAt
 
-    def calls(n, http1):
+    def calls(http1):
         path = "/v2/models/iris/infer" if http1 else load.INFER
 
-        def work(shim):
-            load.run(shim.http if http1 else shim.grpc, path, small, http1=http1, calls=n)
+        def work(count):
+            def calling(shim):
+                load.run(shim.http if http1 else shim.grpc, path, small, http1=http1, calls=count)
+                return count
+
+            return calling
 
         return work
 
-    with EchoAt(args.echo) as echo:
+    def rounds(count):
+        def probing(shim):
+            seen = 0
+            # To be asked for its metrics costs, too: so it is asked once where all goes well.
+            while seen < count:
+                time.sleep((count - seen) * 0.5 + 0.5)
+                seen = shim.probes()
+            return seen
+
+        return probing
+
+    # Slower than any answer under callgrind, so that no probe is ever cut off.
+    probed = {"SHIM_PROBE_INTERVAL": "500ms", "SHIM_PROBE_TIMEOUT": "500ms", "SHIM_PROBE_CONNECT_TIMEOUT": "400ms"}
+    kinds = {
+        "instructions_per_grpc_call": (calls(False), CALLS, False, {}),
+        "instructions_per_http_call": (calls(True), CALLS, False, {}),
+    }
+    if can_be_alone():
+        kinds["instructions_per_probe_round"] = (rounds, ROUNDS, True, probed)
+    with EchoAt(args.echo) as echo, ThreadPoolExecutor(2) as pool:
+        runs = {}
+        for name, (work, counts, alone, env) in kinds.items():
+            runs[name] = [
+                pool.submit(counted, args, Path(folder) / f"{name}-{count}", echo, work(count), alone, **env)
+                for count in counts
+            ]
         figures = {}
-        for name, http1 in (("grpc", False), ("http", True)):
-            few = counted(args, folder, echo, calls(200, http1))
-            many = counted(args, folder, echo, calls(1200, http1))
-            figures[f"instructions_per_{name}_call"] = (many - few) / 1000
+        for name, pair in runs.items():
+            (few, small_count), (many, large_count) = (run.result() for run in pair)
+            figures[name] = (many - few) / (large_count - small_count)
         return figures
