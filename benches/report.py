@@ -64,7 +64,7 @@ def how(d):
     if d["rounds"] < 5 or d["scale"] < 1:
         why.append("it was a short one")
     if not d["optimised"]:
-        why.append("the shim and the echo server were not optimised")
+        why.append("the shim or the echo server was not optimised")
     cores = int(re.match(r"\d+", d["machine"]).group())
     if before > cores / 4:
         why.append(f"the machine was busy with something else (load average {number(before)} on {cores} cores)")

@@ -1,13 +1,13 @@
 """Instructions of the shim for one relayed call and for one round of probes, by callgrind.
 
 Two runs that differ only in the number of calls or rounds: the difference is their own. While calls
-are counted, probing is slowed down to once an hour. While rounds are counted, the shim sees a /proc
-of its own, with nobody else in it: looking for the server there costs what the machine runs.
+are counted, probing is slowed down to once an hour. Where this user may do that, the shim sees a
+/proc of its own, with nobody else in it: looking for the server there, which it does by the clock,
+costs what the machine runs.
 """
 
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,8 +22,8 @@ from subjects import Shim
 CALLS = (200, 1200)
 # Of as many candidates as make a round's own cost large beside what else the time brings.
 CANDIDATES = 8
-ROUNDS = (16, 96)
-INTERVAL = 2
+ROUNDS = (16, 48)
+INTERVAL = 10
 ALONE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
@@ -34,31 +34,40 @@ def can_be_alone():
     )
 
 
-class Counted(Shim):
+class Alone(Shim):
+    """The shim with a /proc of its own, where that can be."""
+
+    name = "alone"
+
+    def launch(self, command, env=None):
+        super().launch([*(ALONE if can_be_alone() else []), *command], env)
+
+    def pid(self):
+        """The last of the tree is the shim; what stands before it waits for it."""
+        return machine.children(self.process.pid)[-1]
+
+    def stop(self):
+        if self.process:
+            subprocess.run(["kill", str(self.pid())], check=False)
+            self.process.wait(60)
+            self.process = None
+
+
+class Counted(Alone):
     """The shim under callgrind."""
 
     name = "callgrind"
     patience = 180
 
-    def __init__(self, folder, binary, alone=False, **env):
-        super().__init__(folder, binary, **env)
-        self.alone = alone
-
     def launch(self, command, env=None):
         self.out = self.folder / "callgrind.out"
         super().launch(
-            [*(ALONE if self.alone else []), "valgrind", "--tool=callgrind",
-             f"--callgrind-out-file={self.out}", *command],
-            env,
-        )  # fmt: skip
+            ["valgrind", "--tool=callgrind", f"--callgrind-out-file={self.out}", *command], env
+        )
 
     def total(self):
         """Ends it and reads the sum."""
-        # The last of the tree is the shim; what stands before it waits for it.
-        pid = machine.children(self.process.pid)[-1]
-        subprocess.run(["kill", f"-{int(signal.SIGTERM)}", str(pid)], check=True)
-        self.process.wait(60)
-        self.process = None
+        self.stop()
         found = re.search(r"^(?:summary|totals): (\d+)", self.out.read_text(), re.MULTILINE)
         return int(found.group(1))
 
@@ -76,13 +85,13 @@ class Counted(Shim):
         return min(counted.values())
 
 
-def counted(args, folder, echo, work, alone=False, **env):
+def counted(args, folder, echo, work, **env):
     """Instructions of a whole run that does `work`, and what `work` gave back."""
     settings = {
         "SHIM_PROBE_INTERVAL": "1h", "SHIM_DRAIN_TIME": "0s", "SHIM_INDEX_INTERVAL": "1h",
         "SHIM_PROBE_TIMEOUT": "20s", "SHIM_PROBE_CONNECT_TIMEOUT": "10s", **env,
     }  # fmt: skip
-    shim = Counted(folder, args.shim, alone, **settings)
+    shim = Counted(folder, args.shim, **settings)
     try:
         shim.start(echo.http, echo.grpc)
         done = work(shim)
@@ -121,7 +130,7 @@ def measure(args, folder, small):
 
         return probing
 
-    # Slower than any answer under callgrind, so that no probe is cut off.
+    # Far slower than an answer under callgrind on a busy machine: no probe is to be cut off.
     probed = {
         "SHIM_INFERENCE_HOSTS": ",".join(f"127.0.0.{n + 1}" for n in range(CANDIDATES)),
         "SHIM_PROBE_INTERVAL": f"{INTERVAL}s",
@@ -129,17 +138,17 @@ def measure(args, folder, small):
         "SHIM_PROBE_CONNECT_TIMEOUT": f"{INTERVAL}s",
     }
     kinds = {
-        "instructions_per_grpc_call": (calls(False), CALLS, False, {}),
-        "instructions_per_http_call": (calls(True), CALLS, False, {}),
+        "instructions_per_grpc_call": (calls(False), CALLS, {}),
+        "instructions_per_http_call": (calls(True), CALLS, {}),
     }
     if can_be_alone():
-        kinds["instructions_per_probe_round"] = (rounds, ROUNDS, True, probed)
+        kinds["instructions_per_probe_round"] = (rounds, ROUNDS, probed)
     # On every address of the loopback network.
     with EchoAt(args.echo, "0.0.0.0") as echo, ThreadPoolExecutor(2) as pool:
         runs = {}
-        for name, (work, counts, alone, env) in kinds.items():
+        for name, (work, counts, env) in kinds.items():
             runs[name] = [
-                pool.submit(counted, args, Path(folder) / f"{name}-{count}", echo, work(count), alone, **env)
+                pool.submit(counted, args, Path(folder) / f"{name}-{count}", echo, work(count), **env)
                 for count in counts
             ]
         figures = {}

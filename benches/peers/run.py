@@ -205,7 +205,7 @@ def main():
             "rounds": args.rounds,
             "scale": args.scale,
             "load_average": {"before": load_before},
-            "optimised": "debug" not in args.shim.parts,
+            "optimised": "debug" not in args.shim.parts + args.echo.parts,
             "versions": {s.name: s.version() for s in subjects},
             "loads": loads_of(args, subjects, loads, bodies),
         }

@@ -78,6 +78,10 @@ def test_the_guard_fails_on_more_than_a_tenth_and_says_what_it_skipped():
     assert "EXCEEDED" in lines[1] and "SKIPPED" in lines[2]
 
 
+def test_of_several_runs_each_figure_counts_at_its_lowest():
+    assert guard.cheapest([{"a": 3, "b": 1}, {"a": 2}]) == {"a": 2, "b": 1}
+
+
 def test_a_partial_run_is_not_published():
     done = subprocess.run(
         [sys.executable, ROOT / "benches/peers/run.py", "--publish", "--only", "direct"], capture_output=True, text=True
