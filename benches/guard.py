@@ -97,7 +97,8 @@ def main():
     budgets = json.loads(BUDGETS.read_text())
     runs = [measured(args) for _ in range(args.runs)]
     # On a busy machine a run takes longer, and what the shim does by the clock comes on top: what
-    # is too much must be so again and again. It can only be more than the truth, never less.
+    # is too much must be so again and again. It also makes differences of two runs too small at
+    # times, so this guard is to be trusted only where nothing else runs.
     while not args.write and len(runs) < TRIES and judged(cheapest(runs), budgets)[1]["failed"]:
         print("too much: measured once more, in case the machine was busy", file=sys.stderr)
         runs.append(measured(args))
