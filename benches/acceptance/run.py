@@ -166,7 +166,7 @@ def added(server, shim):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shim", default=ROOT / "target/release/agent-shim")
+    parser.add_argument("--shim", type=lambda given: Path(given).resolve(), default=ROOT / "target/release/agent-shim")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", default=ROOT / "target/bench/acceptance.json")
     args = parser.parse_args()
@@ -204,8 +204,11 @@ def main():
         print(f"failed: {call.protocol} {call.model}: {call.error}")
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     Path(args.out).write_text(json.dumps({
-        "calls": len(calls), "in_window": len(in_window), "window_s": able - killed,
+        "calls": len(calls), "split": split, "in_window": len(in_window), "window_s": able - killed,
+        "possible": len(possible), "failed": len(failed),
         "success_percent": success, "p95_ms": p95, "added_ms_worst": worst,
+        "direct_ms": {p: direct_ms for p, (direct_ms, _) in extra.items()},
+        "shim_ms": {p: shim_ms for p, (_, shim_ms) in extra.items()},
     }, indent=1) + "\n")  # fmt: skip
     return 0 if all(row[3] for row in rows) else 1
 

@@ -56,9 +56,9 @@ def opened(port, count):
             one.close()
 
 
-def anonymous(shim):
+def anonymous(pid):
     """Memory that is the process's own: not the program's text, which the kernel may drop."""
-    for line in Path(f"/proc/{shim.process.pid}/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("the kernel does not say RssAnon")

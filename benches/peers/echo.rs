@@ -1,8 +1,10 @@
 //! The upstream of the peer comparison: an Open Inference Protocol server that gives an inference
 //! its own bytes back, as fast as one thread can, and answers what a prober asks.
 //!
-//! `echo HTTP_PORT GRPC_PORT`, both on 127.0.0.1; a port of 0 is chosen by the system. It prints
-//! one line with both once it listens. HTTP/2 settings are those of the real server.
+//! `echo HTTP_PORT GRPC_PORT [ADDRESS]`, both on 127.0.0.1 or the address; a port of 0 is chosen by
+//! the system. It prints one line with both once it listens. HTTP/2 settings are those of the real
+//! server. `echo relay PORT=PORT...` carries bytes from the first port to the second and knows
+//! nothing of them: the floor, below which nothing in the path can be.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -17,7 +19,7 @@ use http_body_util::combinators::BoxBody;
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -73,12 +75,47 @@ async fn grpc(request: Request<Incoming>) -> Result<Response<Body>, Infallible> 
     Ok(response)
 }
 
+/// Carries the bytes of every connection to `near` to the port `far`.
+async fn relay(near: u16, far: u16) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, near))
+        .await
+        .unwrap();
+    loop {
+        let Ok((mut caller, _)) = listener.accept().await else {
+            continue;
+        };
+        tokio::spawn(async move {
+            let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, far)).await?;
+            caller.set_nodelay(true)?;
+            server.set_nodelay(true)?;
+            tokio::io::copy_bidirectional(&mut caller, &mut server).await
+        });
+    }
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let mut ports = std::env::args().skip(1).map(|p| p.parse::<u16>().unwrap());
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.split_first() {
+        Some((first, pairs)) if first == "relay" => {
+            for pair in pairs {
+                let (near, far) = pair.split_once('=').unwrap();
+                tokio::spawn(relay(near.parse().unwrap(), far.parse().unwrap()));
+            }
+            std::future::pending().await
+        }
+        _ => echo(&arguments).await,
+    }
+}
+
+async fn echo(arguments: &[String]) {
+    let address = arguments
+        .get(2)
+        .map_or(Ipv4Addr::LOCALHOST, |a| a.parse().unwrap());
+    let mut ports = arguments.iter().map(|p| p.parse::<u16>().unwrap());
     let mut bind = || {
         let port = ports.next().unwrap_or(0);
-        TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        TcpListener::bind((address, port))
     };
     let (one, two) = (bind().await.unwrap(), bind().await.unwrap());
     println!(

@@ -45,3 +45,13 @@ def describe():
             model = line.split(":", 1)[1].strip()
             break
     return f"{os.cpu_count()} cores ({model}), Linux {platform.release()}"
+
+
+def load_average():
+    """How many processes wanted a core over the last minute."""
+    return os.getloadavg()[0]
+
+
+def path(given):
+    """A path of the command line as what it is called from every folder."""
+    return Path(given).resolve()

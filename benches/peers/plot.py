@@ -6,7 +6,7 @@ matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "agent-shim"
 import matplotlib.pyplot as plt  # noqa: E402
 
-COLOURS = {"agent-shim": "#1b6ac9", "nginx": "#9aa5b1", "haproxy": "#b8c1cb", "envoy": "#7b8794"}
+COLOURS = {"floor": "#d5dbe1", "agent-shim": "#1b6ac9", "nginx": "#9aa5b1", "haproxy": "#b8c1cb", "envoy": "#7b8794"}
 
 
 def draw(document, path):

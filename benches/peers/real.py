@@ -112,7 +112,8 @@ def compare(args, folder):
                 "shim": shim.http if http1 else shim.grpc,
             }
             rows = {end: [] for end in ends}
-            for turn in range(max(4, args.rounds) * 2):
+            turns = max(4, args.rounds) * 2 if args.scale >= 1 else 2
+            for turn in range(turns):
                 for end in sorted(ends, reverse=bool(turn % 2)):
                     one = {"http1": http1}
                     alone = load.run(ends[end], path, body, calls=300, **one)

@@ -1,12 +1,16 @@
-"""The peer comparison: the same upstream and load through direct, the shim, nginx, HAProxy, Envoy.
+"""The peer comparison: the same upstream and load through direct, a bare TCP relay ("floor"), the
+shim, nginx, HAProxy, Envoy.
 
 Rounds are interleaved over the subjects, so that a change of the machine's mood meets all of them;
 figures are medians of rounds, with the lowest and highest round beside them. Every subject has one
-thread. Prints a table, writes results.json and plot.svg.
+thread. After the loads: memory, outages, the shim alone, the real MLServer, and the acceptance run.
+Prints tables, judges the goals, writes results.json and plot.svg into target/bench. `--publish`
+also puts them where docs/performance.md takes them from.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,8 +21,10 @@ from pathlib import Path
 import goals
 import load
 import machine
+import memory
+import outage
 import shim_only
-from subjects import Envoy, Haproxy, Nginx, Shim, Subject, until
+from subjects import Envoy, Floor, Haproxy, Nginx, Shim, Subject
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -37,36 +43,29 @@ LOADS = [
 ]
 
 
-class Echo:
-    """The in-repo upstream."""
-
-    def __init__(self, binary):
-        self.process = subprocess.Popen([binary, "0", "0"], stdout=subprocess.PIPE, text=True)
-        ports = dict(p.split("=") for p in self.process.stdout.readline().split())
-        self.http, self.grpc = int(ports["http"]), int(ports["grpc"])
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait()
-
-
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the calls of a round")
-    parser.add_argument("--shim", default=ROOT / "target/release/agent-shim")
-    parser.add_argument("--echo", default=ROOT / "target/release/examples/echo")
-    parser.add_argument("--envoy", default=ROOT / "target/bench-venv/bin/envoy")
+    parser.add_argument("--shim", type=machine.path, default=ROOT / "target/release/agent-shim")
+    parser.add_argument("--echo", type=machine.path, default=ROOT / "target/upstream/examples/echo")
+    parser.add_argument("--envoy", type=machine.path, default=ROOT / "target/bench-venv/bin/envoy")
     parser.add_argument("--only", default="", help="subjects, separated by commas")
     parser.add_argument("--loads", default="", help="loads, separated by commas")
     parser.add_argument("--out", default=ROOT / "target/bench")
     parser.add_argument("--no-extras", action="store_true", help="only the table of loads")
-    return parser.parse_args()
+    parser.add_argument("--no-acceptance", action="store_true")
+    parser.add_argument("--publish", action="store_true",
+                        help="write docs/performance.json, .svg and the block in performance.md")  # fmt: skip
+    args = parser.parse_args()
+    if args.publish and (args.only or args.loads or args.no_extras or args.no_acceptance):
+        parser.error("--publish wants everything measured: no --only, --loads or --no-...")
+    return args
 
 
 def one_round(subject, load_of, bodies, scale):
     _, protocol, size, calls, connections, streams = load_of
-    calls = max(connections * streams, int(calls * scale))
+    calls = max(2, connections * streams, int(calls * scale))
     http1 = protocol == "http"
     port = subject.http if http1 else subject.grpc
     path = "/v2/models/iris/infer" if http1 else load.INFER
@@ -85,7 +84,6 @@ def one_round(subject, load_of, bodies, scale):
     }
     if before is not None:
         row["cpu_s_per_100k"] = (after - before) / calls * 100_000
-        row["resident"], row["peak"] = subject.memory()
     return row
 
 
@@ -101,38 +99,95 @@ def summary(rounds):
     }
 
 
-def table(results, loads):
-    print(f"\n{'load':<16} {'subject':<11} {'p50 us':>16} {'added':>6} {'p99 us':>7} {'p99.9':>7} "
-          f"{'calls/s':>16} {'of direct':>9} {'cpu s/100k':>10} {'peak MB':>8} {'failed':>6}")  # fmt: skip
-    for name, *_ in loads:
-        direct = results[name].get("direct")
-        for subject, figures in results[name].items():
-            f = {k: v["median"] for k, v in figures.items()}
-            p50, rate = figures["p50"], figures["rate"]
-            added = f"{f['p50'] - direct['p50']['median']:.0f}" if direct else ""
-            share = f"{f['rate'] / direct['rate']['median']:.2f}" if direct else ""
-            cpu = f"{f['cpu_s_per_100k']:.2f}" if "cpu_s_per_100k" in f else ""
-            peak = f"{f['peak'] / 1e6:.1f}" if "peak" in f else ""
-            spread = f"{p50['median']:.0f} ({p50['low']:.0f}-{p50['high']:.0f})"
-            rates = f"{rate['median']:.0f} ({rate['low']:.0f}-{rate['high']:.0f})"
-            print(f"{name:<16} {subject:<11} {spread:>16} {added:>6} {f['p99']:>7.0f} "
-                  f"{f['p999']:>7.0f} {rates:>16} {share:>9} {cpu:>10} {peak:>8} "
-                  f"{f['failed']:>6.0f}")  # fmt: skip
+def table(results):
+    print(f"\n{'load':<16} {'subject':<11} {'p50 us':>18} {'added':>6} {'p99 us':>20} {'p99.9 us':>20} "
+          f"{'calls/s':>20} {'of direct':>9} {'cpu s/100k':>10} {'failed':>6}")  # fmt: skip
+
+    def spread(figures):
+        return f"{figures['median']:.0f} ({figures['low']:.0f}-{figures['high']:.0f})"
+
+    for name, by in results.items():
+        direct = by.get("direct")
+        for subject, f in by.items():
+            added = f"{f['p50']['median'] - direct['p50']['median']:.0f}" if direct else ""
+            share = f"{f['rate']['median'] / direct['rate']['median']:.2f}" if direct else ""
+            cpu = f"{f['cpu_s_per_100k']['median']:.2f}" if "cpu_s_per_100k" in f else ""
+            print(f"{name:<16} {subject:<11} {spread(f['p50']):>18} {added:>6} {spread(f['p99']):>20} "
+                  f"{spread(f['p999']):>20} {spread(f['rate']):>20} {share:>9} {cpu:>10} "
+                  f"{f['failed']['median']:>6.0f}")  # fmt: skip
+
+
+def loads_of(args, subjects, loads, bodies):
+    """The rounds, interleaved."""
+    rows = {name: {s.name: [] for s in subjects} for name, *_ in loads}
+    with shim_only.EchoAt(args.echo) as echo:
+        try:
+            for subject in subjects:
+                subject.start(echo.http, echo.grpc)
+            begun = time.monotonic()
+            for turn in range(args.rounds):
+                order = subjects[turn % len(subjects) :] + subjects[: turn % len(subjects)]
+                for one in loads:
+                    for subject in order:
+                        rows[one[0]][subject.name].append(
+                            one_round(subject, one, bodies, args.scale)
+                        )
+                said(f"round {turn + 1} of {args.rounds}: {time.monotonic() - begun:.0f} s")
+        finally:
+            for subject in subjects:
+                subject.stop()
+    return {
+        name: {subject: summary(rounds) for subject, rounds in by.items()}
+        for name, by in rows.items()
+    }
+
+
+def each(what, subjects, measure):
+    """`measure` of every subject; one that fails is said and left out."""
+    found = {}
+    for subject in subjects:
+        try:
+            found[subject.name] = measure(subject)
+        except Exception as problem:  # noqa: BLE001 - one subject must not cost the others
+            said(f"skipped: {what} of {subject.name}: {problem}")
+    return found
+
+
+def acceptance(args, out):
+    """Runs it with the Python that has MLServer's messages; what it found."""
+    python = ROOT / "target/mlserver-venv/bin/python"
+    if not python.exists():
+        said("skipped: the acceptance run: the MLServer environment is not built")
+        return None
+    result = out / "acceptance.json"
+    result.unlink(missing_ok=True)
+    sys.stdout.flush()
+    subprocess.run(
+        [python, HERE.parent / "acceptance/run.py", "--shim", args.shim, "--out", result],
+        check=False,
+    )
+    return json.loads(result.read_text()) if result.exists() else None
+
+
+def said(words):
+    print(words, file=sys.stderr, flush=True)
 
 
 def main():
     args = arguments()
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
+    begun, load_before = time.monotonic(), machine.load_average()
     loads = [one for one in LOADS if not args.loads or one[0] in args.loads.split(",")]
     with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
         bodies = {}
-        for size in {one[2] for one in loads} | {65}:
-            bodies[size] = Path(folder) / str(size)
+        for size in {one[2] for one in loads} | {65, 16384 * KIB}:
+            bodies[size] = folder / str(size)
             bodies[size].write_bytes(load.infer_body(size))
-        echo = Echo(args.echo)
         subjects = [
             Subject(folder),
+            Floor(folder, args.echo),
             Shim(folder, args.shim),
             Nginx(folder),
             Haproxy(folder),
@@ -142,50 +197,59 @@ def main():
             subjects = [s for s in subjects if s.name in args.only.split(",")]
         for subject in list(subjects):
             if why := subject.missing():
-                print(f"skipped: {subject.name}: {why}", file=sys.stderr)
+                said(f"skipped: {subject.name}: {why}")
                 subjects.remove(subject)
-        try:
-            for subject in subjects:
-                subject.start(echo.http, echo.grpc)
-            rows = {name: {s.name: [] for s in subjects} for name, *_ in loads}
-            begun = time.monotonic()
-            for turn in range(args.rounds):
-                order = subjects[turn % len(subjects) :] + subjects[: turn % len(subjects)]
-                for one in loads:
-                    for subject in order:
-                        rows[one[0]][subject.name].append(
-                            one_round(subject, one, bodies, args.scale)
-                        )
-                print(f"round {turn + 1} of {args.rounds}: {time.monotonic() - begun:.0f} s",
-                      file=sys.stderr)  # fmt: skip
-        finally:
-            for subject in subjects:
-                subject.stop()
-            echo.stop()
-        results = {
-            name: {subject: summary(rounds) for subject, rounds in by.items()}
-            for name, by in rows.items()
-        }
-        table(results, loads)
         document = {
             "machine": machine.describe(),
             "date": time.strftime("%Y-%m-%d"),
             "rounds": args.rounds,
+            "scale": args.scale,
+            "load_average": {"before": load_before},
+            "optimised": "debug" not in args.shim.parts + args.echo.parts,
             "versions": {s.name: s.version() for s in subjects},
-            "loads": results,
+            "loads": loads_of(args, subjects, loads, bodies),
         }
+        table(document["loads"])
         if not args.no_extras:
-            document["shim"] = shim_only.measure(args, Path(folder), bodies[65], until)
-        document["goals"] = goals.judge(document)
-        goals.show(document["goals"])
+            with shim_only.EchoAt(args.echo) as echo:
+                document["memory"] = each(
+                    "memory",
+                    [s for s in subjects if s.name != "direct"],
+                    lambda s: memory.of(s, echo, bodies[16384 * KIB]),
+                )
+            memory.table(document["memory"])
+            document["outage"] = each("outages", subjects, lambda s: outage.both(s, args))
+            outage.table(document["outage"])
+            print()
+            document["shim"] = shim_only.measure(args, folder, bodies[65])
+    if not args.no_acceptance and not args.no_extras:
+        print()
+        document["acceptance"] = acceptance(args, out)
+    document["goals"] = goals.judge(document)
+    goals.show(document["goals"])
+    document["load_average"]["after"] = machine.load_average()
+    document["seconds"] = round(time.monotonic() - begun)
     (out / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    print(f"\n{document['seconds']} s; written: {out}/results.json")
     try:
         import plot
     except ImportError as missing:
-        print(f"skipped: the plot: {missing}", file=sys.stderr)
+        said(f"skipped: the plot: {missing}")
     else:
         plot.draw(document, out / "plot.svg")
-    print(f"\nwritten: {out}/results.json")
+    if args.publish:
+        publish(out)
+
+
+def publish(out):
+    """Puts what was measured where the documentation takes it from."""
+    sys.path.insert(0, str(HERE.parent))
+    import report
+
+    shutil.copy(out / "results.json", report.RESULTS)
+    shutil.copy(out / "plot.svg", report.PLOT)
+    report.write()
+    print("published: docs/performance.json, docs/performance.svg, docs/performance.md")
 
 
 if __name__ == "__main__":

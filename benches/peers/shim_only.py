@@ -4,25 +4,22 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import connections
 import load
-import machine
 import real
 from alone import Alone
 from subjects import Shim, free_port, listens, until
 
 
-def measure(args, folder, small, wait):
+def measure(args, folder, small):
     """Everything; a part that fails is said on stderr and left out."""
     figures = {"binary_mb": Path(args.shim).stat().st_size / 1e6}
-    parts = [start_time, at_rest, many_connections, agent_event, death_and_return, instructions]
+    parts = [start_time, at_rest, agent_event, death_and_return, instructions]
     for part in parts:
         try:
             figures.update(part(args, folder, small))
@@ -41,15 +38,19 @@ def measure(args, folder, small, wait):
 class EchoAt:
     """An upstream on ports that stay the same over its restarts."""
 
-    def __init__(self, binary):
-        self.binary, self.http, self.grpc = str(binary), free_port(), free_port()
+    def __init__(self, binary, host="127.0.0.1", http=None, grpc=None):
+        self.binary, self.host = str(binary), host
+        self.http, self.grpc = http or free_port(), grpc or free_port()
         self.process = None
 
     def start(self):
         self.process = subprocess.Popen(
-            [self.binary, str(self.http), str(self.grpc)], stdout=subprocess.DEVNULL
+            [self.binary, str(self.http), str(self.grpc), self.host], stdout=subprocess.DEVNULL
         )
         return self
+
+    def up(self):
+        return listens(self.http, self.host) and listens(self.grpc, self.host)
 
     def stop(self, how=signal.SIGKILL):
         if self.process:
@@ -59,7 +60,7 @@ class EchoAt:
 
     def __enter__(self):
         self.start()
-        until("the echo server", lambda: listens(self.http) and listens(self.grpc))
+        until("the echo server", self.up)
         return self
 
     def __exit__(self, *_):
@@ -116,19 +117,6 @@ def at_rest(args, folder, _small):
     }
 
 
-def many_connections(args, folder, _small):
-    """Memory with 1,000 gRPC connections open, each of which has made a call."""
-    with EchoAt(args.echo) as echo:
-        shim = Shim(folder, args.shim)
-        shim.start(echo.http, echo.grpc)
-        try:
-            with connections.opened(shim.grpc, 1000):
-                resident, _ = shim.memory()
-        finally:
-            shim.stop()
-    return {"resident_1000_mb": resident / 1e6}
-
-
 def agent_event(args, folder, _small):
     """Added by the interposer to one AgentEvent, microseconds, medians of interleaved rounds."""
     event = Path(folder) / "event"
@@ -149,9 +137,10 @@ def agent_event(args, folder, _small):
         shim.start(echo.http, echo.grpc)
         try:
             differences = []
+            calls = max(100, int(1500 * args.scale))
             for _ in range(7):
-                direct = load.run(echo.grpc, load.EVENT, event, calls=1500)
-                through = load.run(agent_port, load.EVENT, event, calls=1500)
+                direct = load.run(echo.grpc, load.EVENT, event, calls=calls)
+                through = load.run(agent_port, load.EVENT, event, calls=calls)
                 differences.append(through.quantile(0.5) - direct.quantile(0.5))
         finally:
             shim.stop()

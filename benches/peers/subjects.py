@@ -27,10 +27,10 @@ def until(what, holds, seconds=30):
         time.sleep(0.005)
 
 
-def listens(port):
+def listens(port, host="127.0.0.1"):
     with socket.socket() as s:
         s.settimeout(1)
-        return s.connect_ex(("127.0.0.1", port)) == 0
+        return s.connect_ex((host, port)) == 0
 
 
 class Subject:
@@ -38,6 +38,8 @@ class Subject:
 
     name = "direct"
     patience = 30
+    # Where the upstream is, in order of preference; all on the same ports.
+    hosts = ("127.0.0.1",)
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -104,7 +106,7 @@ class Shim(Subject):
         self.ports = (free_port(), free_port())
         self.admin = free_port()
         env = {
-            "SHIM_INFERENCE_HOSTS": "127.0.0.1",
+            "SHIM_INFERENCE_HOSTS": ",".join(self.hosts),
             "SHIM_INFERENCE_HTTP_PORT": str(http),
             "SHIM_INFERENCE_GRPC_PORT": str(grpc),
             "SHIM_RELAY_HTTP_PORT": str(self.ports[0]),
@@ -126,6 +128,21 @@ class Shim(Subject):
             return False
 
 
+class Floor(Subject):
+    """Bytes carried by one thread that knows nothing of them: what no process can be below."""
+
+    name = "floor"
+
+    def __init__(self, folder, echo):
+        super().__init__(folder)
+        self.binary = str(echo)
+
+    def start(self, http, grpc):
+        self.ports = (free_port(), free_port())
+        pairs = [f"{near}={far}" for near, far in zip(self.ports, (http, grpc))]
+        self.launch([self.binary, "relay", *pairs])
+
+
 class Nginx(Subject):
     name = "nginx"
 
@@ -134,6 +151,12 @@ class Nginx(Subject):
 
     def version(self):
         return first_line("nginx", "-v").split()[-1]
+
+    def servers(self, port):
+        return "".join(
+            f"server {host}:{port} fail_timeout=1s{' backup' if number else ''}; "
+            for number, host in enumerate(self.hosts)
+        )
 
     def start(self, http, grpc):
         self.ports = (free_port(), free_port())
@@ -146,8 +169,8 @@ http {{
   client_body_temp_path {self.folder}/body; proxy_temp_path {self.folder}/proxy;
   fastcgi_temp_path {self.folder}/f; uwsgi_temp_path {self.folder}/u; scgi_temp_path {self.folder}/s;
   http2_max_concurrent_streams 1000;
-  upstream http_up {{ server 127.0.0.1:{http}; keepalive 64; keepalive_requests 100000000; }}
-  upstream grpc_up {{ server 127.0.0.1:{grpc}; keepalive 64; keepalive_requests 100000000; }}
+  upstream http_up {{ {self.servers(http)} keepalive 64; keepalive_requests 100000000; }}
+  upstream grpc_up {{ {self.servers(grpc)} keepalive 64; keepalive_requests 100000000; }}
   server {{ listen 127.0.0.1:{self.ports[0]}; location / {{
     proxy_pass http://http_up; proxy_http_version 1.1; proxy_set_header Connection "";
     proxy_request_buffering off; proxy_buffering off; }} }}
@@ -166,6 +189,14 @@ class Haproxy(Subject):
     def version(self):
         return first_line("haproxy", "-v").split()[2]
 
+    def servers(self, port, options=""):
+        # Checked only where there is another one, as often as the shim does.
+        check = "check inter 1s fall 3 rise 1" if self.hosts[1:] else ""
+        return "\n".join(
+            f"  server s{number} {host}:{port} {options} {check} {'backup' if number else ''}"
+            for number, host in enumerate(self.hosts)
+        )
+
     def start(self, http, grpc):
         self.ports = (free_port(), free_port())
         config = self.folder / "haproxy.cfg"
@@ -178,6 +209,7 @@ defaults
   timeout connect 5s
   timeout client 600s
   timeout server 600s
+  option redispatch 1
 frontend http_in
   bind 127.0.0.1:{self.ports[0]}
   default_backend http_up
@@ -186,10 +218,10 @@ frontend grpc_in
   default_backend grpc_up
 backend http_up
   http-reuse always
-  server s 127.0.0.1:{http}
+{self.servers(http)}
 backend grpc_up
   http-reuse always
-  server s 127.0.0.1:{grpc} proto h2
+{self.servers(grpc, "proto h2")}
 """)
         self.launch(["haproxy", "-db", "-f", str(config)])
 
@@ -224,21 +256,37 @@ class Envoy(Subject):
             virtual_hosts:
             - name: all
               domains: ["*"]
-              routes: [{{match: {{prefix: "/"}}, route: {{cluster: {cluster}, timeout: 0s}}}}]
+              routes: [{{match: {{prefix: "/"}}, route: {{cluster: {cluster}, timeout: 0s{retry}}}}}]
           http_filters:
           - name: envoy.filters.http.router
             typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
 """
 
+        # Another host is of a lower priority; a refused connection is tried again on it.
+        def endpoints(port):
+            return "".join(
+                f"""
+      - priority: {number}
+        lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {host}, port_value: {port}}}}}}}}}]"""
+                for number, host in enumerate(self.hosts)
+            )
+
+        several = bool(self.hosts[1:])
+        retry = """, retry_policy: {retry_on: "connect-failure,refused-stream", num_retries: 2, retry_priority: {name: previous, typed_config: {
+                "@type": type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig, update_frequency: 1}}}""" if several else ""
+        check = """
+    health_checks:
+    - {timeout: 0.5s, interval: 1s, no_traffic_interval: 1s, unhealthy_threshold: 3, healthy_threshold: 1, tcp_health_check: {}}""" if several else ""
+
         def cluster(name, port, options=""):
             return f"""
   - name: {name}
     type: STATIC
-    connect_timeout: 5s
+    connect_timeout: 5s{check}
     circuit_breakers: {{thresholds: [{{max_connections: 100000, max_requests: 100000, max_pending_requests: 100000}}]}}
     load_assignment:
       cluster_name: {name}
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]
+      endpoints:{endpoints(port)}
 {options}"""
 
         h2 = """    typed_extension_protocol_options:

@@ -302,12 +302,12 @@ fn is_small(body: &Incoming) -> bool {
 }
 
 /// Whether a drain waits for a call: all but health and the repository.
-fn is_inference(path: &str) -> bool {
+pub fn is_inference(path: &str) -> bool {
     !path.starts_with("/v2/health/") && !path.starts_with("/v2/repository/")
 }
 
 /// Whether a call may have changed what is loaded.
-fn changes_models(method: &Method, path: &str) -> bool {
+pub fn changes_models(method: &Method, path: &str) -> bool {
     method == Method::POST
         && path.starts_with("/v2/repository/models/")
         && (path.ends_with("/load") || path.ends_with("/unload"))
