@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := target/tools
 DENY_VERSION := 0.20.2
 
-.PHONY: help demo test fmt lint doc deny unit mlserver page chart image bench guard tools fmt-fix clean
+.PHONY: help demo test fmt lint doc deny unit mlserver page chart image bench guard fuzz tools fmt-fix clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -77,6 +77,9 @@ bench: ## the comparison with nginx, HAProxy and Envoy, the acceptance run (want
 	$(CARGO) build --release --locked --no-default-features --bin agent-shim --example echo
 	target/bench-venv/bin/python benches/peers/run.py $(ARGS)
 	target/mlserver-venv/bin/python benches/acceptance/run.py
+
+fuzz: ## look for input that breaks a property: SECONDS (20) for each target, or for TARGET; nightly
+	@./fuzz/run.sh "$(or $(TARGET),all)" "$(or $(SECONDS),20)"
 
 tools:
 	@./tools/test-tools.sh

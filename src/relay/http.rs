@@ -323,7 +323,7 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     EXPECT,
 ];
 
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let listed: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
