@@ -60,7 +60,7 @@ fn names(text: &str) {
         distributions,
         ..Observation::default()
     };
-    let mode = if text.len() % 2 == 0 {
+    let mode = if text.len().is_multiple_of(2) {
         Mode::Add
     } else {
         Mode::Strict

@@ -4,9 +4,10 @@
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fastrand::Rng;
+use tokio::time::Instant;
 
 // The one place of the properties; the fuzz crate is no part of this build.
 #[path = "../../fuzz/src/lib.rs"]
@@ -54,7 +55,7 @@ fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Rng) {
 
 /// Checks one input; where it fails, it is kept and named.
 fn holds(target: &properties::Target, input: &[u8], from: &str) {
-    if catch_unwind(AssertUnwindSafe(|| (target.check)(input))).is_err() {
+    if catch_unwind(AssertUnwindSafe(|| properties::check(target.name, input))).is_err() {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let kept = folder.join(format!("fuzz-{}", target.name));
         fs::write(&kept, input).unwrap();
