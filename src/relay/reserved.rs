@@ -51,6 +51,8 @@ struct Named {
 pub fn without_json(body: &[u8]) -> Option<Vec<u8>> {
     // The common case costs one search.
     body.windows(NAME.len()).find(|w| *w == NAME.as_bytes())?;
+    // What is ignored is not looked at, so a text that is no UTF-8 would pass for one.
+    std::str::from_utf8(body).ok()?;
     serde_json::from_slice::<Vec<IgnoredAny>>(body).ok()?;
     let start = body.iter().position(|b| *b == b'[')? + 1;
     let mut out = body[..start].to_vec();
