@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := target/tools
 DENY_VERSION := 0.20.2
 
-.PHONY: help demo test ahead ahead-release ahead-tests fmt lint doc deny unit mlserver page chart image release bench guard tools fmt-fix clean
+.PHONY: help demo test ahead ahead-release ahead-tests fmt lint doc deny unit mlserver page chart image release bench guard fuzz tools fmt-fix clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -103,6 +103,9 @@ bench: release ## the comparison with nginx, HAProxy and Envoy, the acceptance r
 	./tests/mlserver/setup.sh
 	$(CARGO) build --profile upstream --locked --no-default-features --example echo
 	target/bench-venv/bin/python benches/peers/run.py $(ARGS)
+
+fuzz: ## look for input that breaks a property: SECONDS (20) for each target, or for TARGET; nightly
+	@./fuzz/run.sh "$(or $(TARGET),all)" "$(or $(SECONDS),20)"
 
 tools:
 	@./tools/test-tools.sh

@@ -18,6 +18,9 @@ pub mod doctor;
 pub mod drain;
 pub mod dual_stack;
 pub mod endpoint;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod health;
 pub mod history;
 pub mod inject;

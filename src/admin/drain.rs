@@ -23,13 +23,7 @@ pub(super) async fn answer(
     peer: IpAddr,
 ) -> Response<Body> {
     let query = request.uri().query().unwrap_or_default();
-    let value = |name: &str| {
-        let mut pairs = query
-            .split('&')
-            .map(|q| q.split_once('=').unwrap_or((q, "")));
-        pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
-    };
-    let looks = value("status").is_some() || request.method() == Method::HEAD;
+    let looks = value(query, "status").is_some() || request.method() == Method::HEAD;
     if looks && matches!(*request.method(), Method::GET | Method::HEAD) {
         let drain = status::reporting::drain(shared);
         let mut response =
@@ -65,15 +59,11 @@ pub(super) async fn answer(
         );
     }
     let bound = shared.drains.bound;
-    let limit = match value("timeout").map(humantime::parse_duration) {
-        None => bound + GRACE,
-        Some(Ok(limit)) => limit.min(bound + GRACE),
-        Some(Err(_)) => {
-            return text(
-                StatusCode::BAD_REQUEST,
-                "timeout: expected a duration with a unit, such as 30s\n",
-            );
-        }
+    let Some(limit) = limit(query, bound) else {
+        return text(
+            StatusCode::BAD_REQUEST,
+            "timeout: expected a duration with a unit, such as 30s\n",
+        );
     };
     if shared.mode == Mode::Observe {
         return text(
@@ -100,6 +90,22 @@ pub(super) async fn answer(
 
 /// What the drain itself may take beyond its bound.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// The first value of a name in a query; empty where it has none.
+fn value<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+    let mut pairs = query
+        .split('&')
+        .map(|q| q.split_once('=').unwrap_or((q, "")));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+/// How long a caller waits; `None` where it does not say that properly.
+pub(crate) fn limit(query: &str, bound: Duration) -> Option<Duration> {
+    match value(query, "timeout").map(humantime::parse_duration) {
+        None => Some(bound + GRACE),
+        Some(limit) => Some(limit.ok()?.min(bound + GRACE)),
+    }
+}
 
 static REFUSED: Once = Once::new();
 

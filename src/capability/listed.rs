@@ -86,6 +86,8 @@ impl Listed {
 
     fn distribution(&mut self, name: &str, version: &str) {
         let name = normalise(name);
+        // A URL is no version, and may hold a password.
+        let version = if version.contains("://") { "" } else { version };
         if !name.is_empty() {
             let version = version.trim().to_string();
             self.distributions.push(Distribution { name, version });
@@ -102,7 +104,6 @@ impl Listed {
         let marked = VERSION_MARKS.iter().find_map(|mark| line.split_once(mark));
         match marked {
             Some((name, version)) => {
-                // A URL is no version, and may hold a password.
                 let version = if version.contains("://") { "" } else { version };
                 let version = version.split(';').next().unwrap_or_default();
                 let name = name.split('[').next().unwrap_or_default();

@@ -230,7 +230,7 @@ struct Files {
     peak: String,
 }
 
-fn parse(text: &str) -> Option<Answer> {
+pub(crate) fn parse(text: &str) -> Option<Answer> {
     let answer: serde_json::Value = serde_json::from_str(text).ok()?;
     let said = answer.pointer("/outputs/0/data/0")?.as_str()?;
     let said: Said = serde_json::from_str(said).ok()?;

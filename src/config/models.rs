@@ -12,6 +12,8 @@ pub struct ModelsConfig {
     pub coalesce: bool,
     /// The canary; `None` where no model is named.
     pub canary: Option<Canary>,
+    /// `SHIM_CANARY_INTERVAL`, also where there is no canary.
+    pub canary_interval: Duration,
     /// Which bad states are mended.
     pub mend: Mend,
 }

@@ -85,7 +85,7 @@ impl Reader {
         self.raw.retain(|key, value| {
             let link = ["tcp://", "udp://", "sctp://"]
                 .iter()
-                .any(|scheme| value.starts_with(scheme));
+                .any(|scheme| value.trim_start().starts_with(scheme));
             if link {
                 warnings.push(format!(
                     "{PREFIX}{}={value:?} is a Kubernetes service link, not a setting: ignored (enableServiceLinks: false on the pod removes it)",
@@ -279,6 +279,7 @@ impl Reader {
             restore: self.read("SHIM_RESTORE_MODELS", |text| text.parse().ok()),
             coalesce: self.read("SHIM_COALESCE_LOADS", |text| text.parse().ok()),
             canary,
+            canary_interval: interval,
             mend: self.read("SHIM_MEND", Mend::parse),
         }
     }

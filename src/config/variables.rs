@@ -304,12 +304,7 @@ pub const VARIABLES: &[Variable] = &[
         default: "30s",
         accepts: "a duration of 1s or more, such as 30s or 2m",
         effect: "time from the end of one such request to the next; none is sent while any inference runs",
-        show: |c| {
-            c.models
-                .canary
-                .as_ref()
-                .map_or_else(|| "30s".into(), |canary| show(canary.interval))
-        },
+        show: |c| show(c.models.canary_interval),
     },
     Variable {
         name: "SHIM_MEND",
@@ -472,11 +467,13 @@ pub const VARIABLES: &[Variable] = &[
 pub const POD_VARIABLES: [&str; 2] = ["POD_IPS", "POD_IP"];
 /// A duration as an operator would write it: 500ms, 100s, 5m.
 pub(super) fn show(duration: Duration) -> String {
-    let (seconds, millis) = (duration.as_secs(), duration.subsec_millis());
-    match (seconds, millis) {
-        (_, 1..) => format!("{}ms", duration.as_millis()),
+    let (seconds, nanos) = (duration.as_secs(), duration.subsec_nanos());
+    match (seconds, nanos) {
         (300.., 0) if seconds % 60 == 0 => format!("{}m", seconds / 60),
-        _ => format!("{seconds}s"),
+        (_, 0) => format!("{seconds}s"),
+        _ if nanos % 1_000_000 == 0 => format!("{}ms", duration.as_millis()),
+        _ if nanos % 1000 == 0 => format!("{}us", duration.as_micros()),
+        _ => format!("{}ns", duration.as_nanos()),
     }
 }
 

@@ -13,6 +13,7 @@ const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const RST_STREAM: u8 = 0x3;
 const SETTINGS: u8 = 0x4;
+const PUSH_PROMISE: u8 = 0x5;
 const PING: u8 = 0x6;
 const GOING: u8 = 0x7;
 const CONTINUATION: u8 = 0x9;
@@ -51,6 +52,11 @@ impl FrameHead {
             flags,
             stream: u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]),
         }
+    }
+
+    /// Carries a piece of a header block, which no other frame may interrupt.
+    fn has_header_block(&self) -> bool {
+        matches!(self.kind, HEADERS | PUSH_PROMISE | CONTINUATION)
     }
 
     /// Acknowledges the other side's SETTINGS.
@@ -106,11 +112,8 @@ impl Walker {
                 self.have = 0;
                 let head = FrameHead::parse(self.head);
                 self.left = head.length as usize;
-                match head.kind {
-                    HEADERS | CONTINUATION => {
-                        self.in_header_block = head.flags & FLAG_END_HEADERS == 0;
-                    }
-                    _ => {}
+                if head.has_header_block() {
+                    self.in_header_block = head.flags & FLAG_END_HEADERS == 0;
                 }
                 on_head(&head);
             }
@@ -265,7 +268,7 @@ impl Filter {
                     copy.extend_from_slice(&whole);
                 }
                 self.left = head.length as usize;
-                if matches!(head.kind, HEADERS | CONTINUATION) {
+                if head.has_header_block() {
                     self.in_header_block = head.flags & FLAG_END_HEADERS == 0;
                 }
                 on_head(&head);
@@ -393,7 +396,7 @@ mod tests {
                 again.feed(&f[..f.len().min(5)], |_| {});
                 prop_assert!(!again.at_boundary());
                 again.feed(&f[f.len().min(5)..], |_| {});
-                if f[3] == HEADERS || f[3] == CONTINUATION {
+                if [HEADERS, PUSH_PROMISE, CONTINUATION].contains(&f[3]) {
                     open = f[4] & FLAG_END_HEADERS == 0;
                 }
                 prop_assert_eq!(again.at_boundary(), !open);

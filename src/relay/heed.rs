@@ -12,7 +12,7 @@ use crate::worker::Worker;
 
 /// What a request is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum About<'a> {
+pub(crate) enum About<'a> {
     /// An inference.
     Inference(&'a str),
     Load(&'a str),
@@ -20,7 +20,7 @@ enum About<'a> {
     Nothing,
 }
 
-fn about<'a>(method: &Method, path: &'a str) -> About<'a> {
+pub(crate) fn about<'a>(method: &Method, path: &'a str) -> About<'a> {
     if method != Method::POST {
         return About::Nothing;
     }
@@ -60,7 +60,7 @@ fn about<'a>(method: &Method, path: &'a str) -> About<'a> {
 }
 
 /// A name without its escapes. What is no text is no model's name.
-fn plain(name: &str) -> String {
+pub(crate) fn plain(name: &str) -> String {
     if !name.contains('%') {
         return name.into();
     }

@@ -324,7 +324,7 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     EXPECT,
 ];
 
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have none: one walk over their few headers is cheaper than seven searches.
     if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
         return;

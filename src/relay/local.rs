@@ -52,10 +52,12 @@ fn status_of(reason: h2::Reason) -> u16 {
 const HOLD_MARGIN: Duration = Duration::from_secs(5);
 
 /// The caller's deadline, as gRPC sends it: a number of at most eight digits and a unit.
-fn deadline(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn deadline(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = number.parse().ok().filter(|n| *n < 100_000_000)?;
+    // A parser of numbers would take a sign as well, and more digits than can be multiplied.
+    let digits = (1..=8).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+    let number: u64 = digits.then(|| number.parse().ok()).flatten()?;
     match unit {
         "H" => Some(Duration::from_secs(number * 3600)),
         "M" => Some(Duration::from_secs(number * 60)),
@@ -331,7 +333,10 @@ mod tests {
             ("99999999n", Some(Duration::from_nanos(99_999_999))),
             ("100000000S", None),
             ("S", None),
+            ("18446744073709551615H", None),
+            ("000000001S", None),
             ("-1S", None),
+            ("+1S", None),
             ("5", None),
             ("5x", None),
         ] {

@@ -339,7 +339,10 @@ impl Calls {
 /// MLServer writes its enumeration's own form (`State.READY`), and `UNKNOWN` for a model that it
 /// loads. So a starting agent neither unloaded what was there nor what was being loaded. A model
 /// that the shim is about to load is loading too. `None` where nothing changes.
-fn in_plain_words(message: &[u8], is_restoring: impl Fn(&str) -> bool) -> Option<Vec<u8>> {
+pub(crate) fn in_plain_words(
+    message: &[u8],
+    is_restoring: impl Fn(&str) -> bool,
+) -> Option<Vec<u8>> {
     let edit = |model: &[u8]| -> Result<Option<Vec<u8>>, wire::Malformed> {
         let state = wire::text(model, &[INDEX_STATE])?;
         let bare = state.strip_prefix("State.").unwrap_or(&state);

@@ -51,6 +51,8 @@ struct Named {
 pub fn without_json(body: &[u8]) -> Option<Vec<u8>> {
     // The common case costs one search.
     body.windows(NAME.len()).find(|w| *w == NAME.as_bytes())?;
+    // What is ignored is not looked at, so a text that is no UTF-8 would pass for one.
+    std::str::from_utf8(body).ok()?;
     serde_json::from_slice::<Vec<IgnoredAny>>(body).ok()?;
     let start = body.iter().position(|b| *b == b'[')? + 1;
     let mut out = body[..start].to_vec();
@@ -96,15 +98,20 @@ pub(super) fn unescaped(text: &str) -> Vec<u8> {
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
         let escaped = match tail {
-            [high, low, ..] if *first == b'%' => std::str::from_utf8(&[*high, *low])
-                .ok()
-                .and_then(|digits| u8::from_str_radix(digits, 16).ok()),
+            [high, low, ..] if *first == b'%' => digit(*high)
+                .zip(digit(*low))
+                .map(|(high, low)| high << 4 | low),
             _ => None,
         };
         out.push(escaped.unwrap_or(*first));
         rest = if escaped.is_some() { &tail[2..] } else { tail };
     }
     out
+}
+
+/// Not by the library's parser of numbers, which takes a sign.
+fn digit(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).map(|digit| digit as u8)
 }
 
 /// A body of which the beginning has been read.

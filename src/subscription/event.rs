@@ -16,6 +16,7 @@ use super::frames::{self, Single};
 use super::metrics::{Delivery, Fate, Kind};
 use super::pace::Backoff;
 use super::{EVENT, Failed, Interposer, own_headers, send, whole, without_length};
+use crate::relay::local::deadline;
 
 /// How long an event is tried to be delivered. The agent waits for ever, and would lose it.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -32,7 +33,7 @@ impl Interposer {
         without_length(&mut head);
         let _running = Running::new(self.events_running.clone());
         self.events_seen.fetch_add(1, Ordering::Relaxed);
-        let limit = grpc_timeout(&head.headers).map_or(DEADLINE, |t| t.min(DEADLINE));
+        let limit = deadline(&head.headers).map_or(DEADLINE, |t| t.min(DEADLINE));
         let message = match frames::single(&body) {
             Single::Plain(message) => Some((self.editor.account(&message), message)),
             Single::Compressed => {
@@ -155,22 +156,6 @@ fn is_mismatch(headers: &HeaderMap) -> bool {
     said.is_some_and(|said| said.replace("%20", " ").contains("State mismatch"))
 }
 
-/// `grpc-timeout`: at most eight digits and a unit.
-fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let n: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(n * 3600),
-        "M" => Duration::from_secs(n * 60),
-        "S" => Duration::from_secs(n),
-        "m" => Duration::from_millis(n),
-        "u" => Duration::from_micros(n),
-        "n" => Duration::from_nanos(n),
-        _ => return None,
-    })
-}
-
 /// Counts an event while it is under way.
 struct Running(Arc<AtomicUsize>);
 
@@ -184,31 +169,5 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_deadline_is_read_in_every_unit() {
-        for (text, expected) in [
-            ("2H", Some(7_200_000)),
-            ("3M", Some(180_000)),
-            ("4S", Some(4000)),
-            ("99999999m", Some(99_999_999)),
-            ("5000u", Some(5)),
-            ("6000000n", Some(6)),
-            ("5", None),
-            ("S", None),
-            ("xS", None),
-            ("", None),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", text.parse().unwrap());
-            let millis = grpc_timeout(&headers).map(|d| d.as_millis());
-            assert_eq!(millis, expected, "{text}");
-        }
     }
 }

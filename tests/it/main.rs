@@ -20,6 +20,7 @@ mod demo;
 mod doctor;
 mod drain;
 mod faults;
+mod fuzz_replay;
 mod gather;
 mod grpc_relay;
 mod http_relay;

@@ -20,7 +20,7 @@ mod client;
 mod read;
 #[cfg(test)]
 mod tests;
-mod yaml;
+pub(crate) mod yaml;
 
 /// Limit for everything.
 const WHOLE: Duration = Duration::from_secs(4);
@@ -299,6 +299,22 @@ impl Part {
                 .push((format!("{} (the rest)", self.name()), why));
         }
     }
+}
+
+/// What stands in answers to all questions, in the order of [`Part::ALL`].
+#[cfg(feature = "fuzzing")]
+pub(crate) fn facts_of(answers: &[Value]) -> KubeFacts {
+    let namespace = String::from("team");
+    let at = At {
+        scheduler: namespace.clone(),
+        operator: None,
+        namespace,
+    };
+    let mut facts = KubeFacts::default();
+    for (part, answer) in Part::ALL.into_iter().zip(answers) {
+        part.put(&mut facts, answer, &at);
+    }
+    facts
 }
 
 /// Where every question failed in the same way.

@@ -304,7 +304,7 @@ fn exhausted(e: &Evidence) -> Verdict {
         let fits = all.iter().any(|r| needs <= r.total);
         let free = all.iter().map(|r| r.available).max().unwrap_or(0);
         if fits && needs > free {
-            let loaded: i32 = all.iter().map(|r| r.models).sum();
+            let loaded: i64 = all.iter().map(|r| i64::from(r.models)).sum();
             return Found::broken(
                 format!(
                     "{}, {} in all, and {} are free on the best replica: {loaded} models have the rest",

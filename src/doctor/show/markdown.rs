@@ -91,8 +91,12 @@ fn cell(text: &str) -> String {
 /// As code, with a fence that is longer than any in it.
 fn code(text: &str) -> String {
     let text = clean(text);
-    match text.contains('`') {
-        true => format!("``` {text} ```"),
-        false => format!("`{text}`"),
+    let runs = text.split(|c| c != '`').map(str::len);
+    match runs.max().unwrap_or(0) {
+        0 => format!("`{text}`"),
+        longest => {
+            let fence = "`".repeat(longest.max(2) + 1);
+            format!("{fence} {text} {fence}")
+        }
     }
 }

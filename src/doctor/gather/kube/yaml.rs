@@ -12,7 +12,7 @@ const DEPTH: usize = 32;
 const SIZE: usize = 4 << 20;
 
 /// The first document of a text.
-pub(super) fn parse(text: &str) -> Result<Value, String> {
+pub(crate) fn parse(text: &str) -> Result<Value, String> {
     if text.len() > SIZE {
         return Err(format!("it is longer than {SIZE} bytes"));
     }
