@@ -21,6 +21,8 @@ pub mod endpoint;
 pub mod health;
 pub mod history;
 pub mod inject;
+#[cfg(test)]
+mod interleave;
 pub mod listeners;
 pub mod metrics;
 pub mod models;

@@ -380,3 +380,6 @@ fn wait_for(view: &View, protocol: Protocol, index: usize, interval: Duration) -
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod properties;
