@@ -241,7 +241,10 @@ impl Editor {
                     status.refused.push(refused);
                 });
                 match self.mode {
-                    Mode::Observe => Verdict::Forward,
+                    Mode::Observe => {
+                        self.ledger().let_pass(&read.key, read.memory);
+                        Verdict::Forward
+                    }
                     Mode::Correct => {
                         self.metrics.message(Kind::Operation, Fate::Refused);
                         Verdict::Refuse(event.encode_to_vec())

@@ -211,6 +211,11 @@ impl Ledger {
         }
     }
 
+    /// A load request that should have been refused went to the agent as it was.
+    pub fn let_pass(&mut self, key: &Key, memory: Option<u64>) {
+        self.remember(key, memory, memory.unwrap_or(0));
+    }
+
     /// An event on its way to the scheduler.
     pub fn event(&mut self, kind: EventKind, key: &Key, workers: Option<u32>) -> Corrected {
         if workers.is_some() {
