@@ -152,7 +152,11 @@ fn one_order<C: FnOnce()>(
     impl Drop for Said<'_> {
         fn drop(&mut self) {
             if std::thread::panicking() {
-                eprintln!("in this order: {}", self.0.borrow().join(" "));
+                #[allow(clippy::print_stderr)]
+                // A test's own words.
+                {
+                    eprintln!("in this order: {}", self.0.borrow().join(" "));
+                }
             }
         }
     }

@@ -34,15 +34,6 @@ impl Whole {
     }
 }
 
-/// How a load was answered.
-#[derive(Debug)]
-pub(super) enum Loaded {
-    /// By the server, to this call or to another one's for the same.
-    Answered(Whole),
-    /// The server has the model, so it was not asked to load it.
-    Needless,
-}
-
 /// A call that got no answer, in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lost(pub(super) &'static str);
@@ -94,7 +85,7 @@ impl Flights {
     ///
     /// The server does not load twice where the same load is under way, or the model is READY, was
     /// loaded from the files as they are now, and was seen to work not long ago. READY is what the
-    /// server says at this moment, never what was known before.
+    /// server says at this moment, never what was known before. `None` where it has the model.
     pub(super) async fn load<H, A>(
         &self,
         memory: &Memory,
@@ -102,7 +93,7 @@ impl Flights {
         files: Option<Fingerprint>,
         has: H,
         call: impl Future<Output = Whole> + Send + 'static,
-    ) -> Result<Loaded, Lost>
+    ) -> Result<Option<Whole>, Lost>
     where
         H: Fn() -> A,
         A: Future<Output = bool>,
@@ -115,7 +106,7 @@ impl Flights {
                 memory.until_not_restoring(model).await;
                 if has().await {
                     memory.coalesced(Coalesced::Shared);
-                    return Ok(Loaded::Needless);
+                    return Ok(None);
                 }
                 continue;
             }
@@ -124,7 +115,7 @@ impl Flights {
                 let whole = flight.answer.wait_for(Option::is_some).await;
                 if let Some(whole) = whole.ok().and_then(|whole| whole.clone()) {
                     memory.coalesced(Coalesced::Shared);
-                    return Ok(Loaded::Answered(whole));
+                    return Ok(Some(whole));
                 }
                 continue;
             }
@@ -133,7 +124,7 @@ impl Flights {
                 asked = true;
                 if has().await {
                     memory.coalesced(Coalesced::Ready);
-                    return Ok(Loaded::Needless);
+                    return Ok(None);
                 }
                 continue;
             }
@@ -149,7 +140,7 @@ impl Flights {
         let answer = landing.answer.clone();
         self.carry(memory, landing, answer, call, done)
             .await
-            .map(Loaded::Answered)
+            .map(Some)
     }
 
     /// An unload: `call` makes it.

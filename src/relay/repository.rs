@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::answer::{self, Answered};
-use super::flights::{Loaded, Lost, Whole};
+use super::flights::{Lost, Whole};
 use super::local::{Calls, Relayed};
 use super::reserved::{self, Held};
 use crate::subscription::wire;
@@ -90,11 +90,11 @@ impl Calls {
             flights.load(memory, &model, files, has, call).await
         } else {
             let answer = flights.unload(memory, &model, call).await;
-            answer.map(Loaded::Answered)
+            answer.map(Some)
         };
         match answer {
-            Ok(Loaded::Answered(whole)) => response(whole),
-            Ok(Loaded::Needless) => {
+            Ok(Some(whole)) => response(whole),
+            Ok(None) => {
                 tracing::debug!(
                     model,
                     "a load of a model that the server has was answered without loading"

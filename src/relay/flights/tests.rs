@@ -174,8 +174,8 @@ impl World {
         let call = self.clone().call(true);
         let answer = self.flights.load(&self.memory, M, files, has, call).await;
         let ok = match answer {
-            Ok(Loaded::Answered(whole)) => whole.is_ok(),
-            Ok(Loaded::Needless) => true,
+            Ok(Some(whole)) => whole.is_ok(),
+            Ok(None) => true,
             Err(lost) => panic!("{lost:?}"),
         };
         self.answered(false, from, ok);
@@ -276,7 +276,7 @@ impl Serves for World {
     }
 }
 
-/// Tries a scenario and says how many orders it has.
+/// Tries a scenario, which has more than one order.
 fn tried(what: &str, scenario: impl Fn(&Stage, &Memory) -> World) {
     let settings = Settings {
         restore: true,
@@ -289,7 +289,7 @@ fn tried(what: &str, scenario: impl Fn(&Stage, &Memory) -> World) {
         let world = scenario(stage, &seed);
         move || world.check()
     });
-    println!("{what}: {orders} orders");
+    assert!(orders > 1, "{what}: nobody meets anybody");
 }
 
 #[test]
