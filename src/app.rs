@@ -28,7 +28,7 @@ use crate::prober::Prober;
 use crate::prober::resolve::Resolver;
 use crate::prober::server::ServerProbe;
 use crate::procfs;
-use crate::relay::repository::Flights;
+use crate::relay::flights::Flights;
 use crate::relay::{self, Context, RelayMetrics};
 use crate::restore::{self, Memory};
 use crate::scrape::Scrape;
@@ -202,6 +202,9 @@ impl App {
         };
         let watcher = worker::runner::Runner::new(watcher, &metrics);
         let interposed = interpose(config, correction, clock, &metrics);
+        if let Some(interposed) = &interposed {
+            memory.heed_agent(interposed.seen.status.clone());
+        }
         let (agent_watcher, agent) = agent::Watcher::new(
             agent::Settings {
                 port: config.agent.ready_port,
@@ -247,6 +250,7 @@ impl App {
         let shared = Shared::new(parts, &metrics);
         let (admin, reporter) = Admin::new(shared.clone(), metrics.clone(), scrape);
         let [http_metrics, grpc_metrics] = RelayMetrics::new(&metrics);
+        let flights = Flights::default();
         let context = |protocol: Protocol, metrics: RelayMetrics| Context {
             protocol,
             mode: config.mode,
@@ -259,7 +263,7 @@ impl App {
             poke: poke.clone(),
             memory: memory.clone(),
             worker: worker.clone(),
-            flights: Flights::default(),
+            flights: flights.clone(),
             gate: gate.clone(),
             in_flight: drain.in_flight().clone(),
             metrics,

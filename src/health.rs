@@ -239,11 +239,8 @@ impl Health {
         if !reason.is_silence() {
             return State::Down;
         }
-        let quiet_from = match (self.last_success, self.silent_since) {
-            (Some(answer), _) if from != State::Unknown => answer,
-            (_, Some(silence)) => silence,
-            (answer, None) => answer.unwrap_or(now),
-        };
+        // One that has never answered is silent since it fell silent.
+        let quiet_from = self.last_success.or(self.silent_since).unwrap_or(now);
         if now.saturating_sub(quiet_from) >= self.thresholds.grace {
             State::Down
         } else {

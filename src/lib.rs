@@ -24,6 +24,8 @@ pub mod fuzzing;
 pub mod health;
 pub mod history;
 pub mod inject;
+#[cfg(test)]
+mod interleave;
 pub mod listeners;
 pub mod metrics;
 pub mod models;

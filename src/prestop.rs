@@ -372,3 +372,6 @@ impl Coordinator {
         }
     }
 }
+
+#[cfg(test)]
+mod interleavings;

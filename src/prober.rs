@@ -380,3 +380,6 @@ fn hurry(view: &View, protocol: Protocol, index: usize) -> bool {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod properties;

@@ -227,6 +227,25 @@ fn tree(proc: &Path, all: &[Stat], found_by: FoundBy, main: &Stat) -> Server {
     }
 }
 
+/// Workers of an earlier main process that was killed: of the same user, and with init for a
+/// parent. None where the server itself is init, which takes in whatever is orphaned.
+pub fn orphans(proc: &Path, server: &Server) -> Vec<Process> {
+    let all = processes(proc).unwrap_or_default();
+    let inside = server.pids();
+    let left = all.iter().filter(|s| {
+        let python = s.comm.starts_with("python") || s.comm == "mlserver";
+        python && s.ppid == 1 && server.main.pid != 1 && !inside.contains(&s.pid)
+    });
+    left.filter(|s| {
+        // One that was forked looks like a main process, which it may be.
+        let arguments = cmdline(proc, s.pid);
+        role(&arguments) == Role::Worker && !is_start(&arguments)
+    })
+    .map(|s| process(proc, s, Role::Worker))
+    .filter(|p| p.uid == server.main.uid)
+    .collect()
+}
+
 /// Whether a process is still the one that was found.
 pub fn is_running(proc: &Path, process: &Process) -> bool {
     stat(proc, process.pid).is_ok_and(|s| s.start == process.start && !s.zombie)
@@ -401,6 +420,34 @@ mod tests {
             !is_running(tree.path(), &server.main),
             "the pid is used again"
         );
+    }
+
+    #[test]
+    fn workers_with_init_for_a_parent_are_left_from_before() {
+        let tree = pod();
+        tree.process(14, 1, "python3", &WORKER)
+            .process(15, 1, "python3", &TRACKER)
+            .process(16, 1, "mlserver", &START)
+            .process(17, 20, "python3", &WORKER);
+        let server = find(tree.path(), &[9000, 9500]).unwrap();
+        let mut server = Server {
+            main: process(tree.path(), &stat(tree.path(), 10).unwrap(), Role::Main),
+            ..server
+        };
+        let left = |s: &Server| {
+            orphans(tree.path(), s)
+                .iter()
+                .map(|p| p.pid)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(left(&server), [14]);
+        server.main.uid = Some(7);
+        assert_eq!(left(&server), [0u32; 0], "of another user");
+        server.main = Process {
+            pid: 1,
+            ..server.main
+        };
+        assert_eq!(left(&server), [0u32; 0], "init takes in everybody's");
     }
 
     #[test]

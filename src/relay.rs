@@ -32,6 +32,7 @@ use crate::worker::Worker;
 pub mod answer;
 pub mod caller;
 pub mod connect;
+pub mod flights;
 pub mod frames;
 pub mod greeting;
 pub mod grpc;
@@ -69,8 +70,8 @@ pub struct Context {
     pub memory: Memory,
     /// What is known of the server's worker.
     pub worker: Worker,
-    /// Loads under way over gRPC.
-    pub flights: repository::Flights,
+    /// Loads under way over gRPC; one list for both relays, since unloads come over both.
+    pub flights: flights::Flights,
     /// Set where the server is asked through the probe model.
     pub gate: Option<Gate>,
     /// Counts inference calls, so that a drain can wait for them.

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -19,7 +19,9 @@ use crate::clock::Clock;
 use crate::drain::{Busy, Drain};
 use crate::metrics::Metrics;
 use crate::readiness::Condition;
+use crate::subscription::status::{Phase, Status};
 
+pub(crate) mod back;
 pub mod book;
 pub mod files;
 pub mod runner;
@@ -84,12 +86,21 @@ struct Inner {
     jobs: mpsc::UnboundedSender<Job>,
     shown: Mutex<Option<Condition>>,
     room: watch::Sender<Option<String>>,
+    /// The agent's subscription, where it passes here.
+    agent: OnceLock<watch::Receiver<Status>>,
     series: Series,
 }
 
 /// The runner's end of [`Memory`].
 #[derive(Debug)]
 pub struct Jobs(mpsc::UnboundedReceiver<Job>);
+
+impl Jobs {
+    /// The next one; `None` when nobody can give any more.
+    pub(crate) async fn next(&mut self) -> Option<Job> {
+        self.0.recv().await
+    }
+}
 
 impl Memory {
     /// An empty account.
@@ -104,6 +115,7 @@ impl Memory {
             jobs,
             shown: Mutex::default(),
             room: watch::Sender::new(None),
+            agent: OnceLock::new(),
             series: Series::new(metrics),
         }));
         (memory, Jobs(taken))
@@ -160,8 +172,20 @@ impl Memory {
         self.book().worked(model, self.now());
     }
 
-    /// An agent that starts has asked for the index.
+    /// From now on an agent that has subscribed is known not to be starting.
+    pub fn heed_agent(&self, status: watch::Receiver<Status>) {
+        // Told once, at the start of the program.
+        let _ = self.0.agent.set(status);
+    }
+
+    /// Somebody has asked for the index over gRPC, as an agent does at its start, before it
+    /// subscribes. While a subscription stands it was somebody else, or the agent for another
+    /// reason: nothing is given up for that.
     pub fn agent_starts(&self) {
+        let agent = self.0.agent.get();
+        if agent.is_some_and(|status| status.borrow().phase != Phase::None) {
+            return;
+        }
         let dropped = self.change(|book, _| {
             let before = book.restoring().len();
             book.agent_starts();
@@ -209,6 +233,19 @@ impl Memory {
         }
     }
 
+    /// What is to become of a model that was loaded while its owner unloaded it, when that is over.
+    pub(crate) async fn settled(&self, model: &str) -> book::Then {
+        let mut changes = self.0.changes.subscribe();
+        loop {
+            let settled = self.book().settled(model);
+            if let Some(then) = settled {
+                return then;
+            }
+            // The sender is held by `self`, so waiting cannot fail.
+            let _ = changes.changed().await;
+        }
+    }
+
     /// Counts a load that was answered without loading.
     pub fn coalesced(&self, how: Coalesced) {
         self.0.series.coalesced(how);
@@ -228,6 +265,37 @@ impl Memory {
     pub fn restoring(&self) -> BTreeMap<String, Restoring> {
         let all = self.book().restoring().into_iter();
         all.map(|r| (r.model.clone(), r)).collect()
+    }
+
+    /// For tests: an empty account that counts in the same series.
+    #[cfg(test)]
+    pub(crate) fn anew(&self, drain: Drain) -> (Self, Jobs) {
+        let (jobs, taken) = mpsc::unbounded_channel();
+        let memory = Memory(Arc::new(Inner {
+            settings: self.0.settings.clone(),
+            clock: self.0.clock,
+            drain,
+            book: Mutex::default(),
+            changes: watch::Sender::new(0),
+            jobs,
+            shown: Mutex::default(),
+            room: watch::Sender::new(None),
+            agent: OnceLock::new(),
+            series: self.0.series.clone(),
+        }));
+        (memory, Jobs(taken))
+    }
+
+    /// For tests: the server has been restarted just now, and that is seen.
+    #[cfg(test)]
+    pub(crate) fn server_restarted(&self) {
+        self.change(|book, now| book.restarted(now, now));
+    }
+
+    /// For tests: what the loop would look at next.
+    #[cfg(test)]
+    pub(crate) fn next_to_restore(&self) -> Option<String> {
+        self.book().next(self.now())
     }
 
     /// How many models belong in memory.
@@ -335,5 +403,31 @@ impl Drop for Unloading {
     fn drop(&mut self) {
         self.memory
             .change(|book, now| book.unload_ended(&self.model, now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_is_asked_for_while_the_agent_is_subscribed_gives_nothing_up() {
+        let settings = Settings {
+            restore: true,
+            coalesce: true,
+            models_dir: "/nonexistent".into(),
+        };
+        let (clock, drain) = (Clock::start(), Drain::default());
+        let (memory, _jobs) = Memory::new(settings, clock, drain, &Metrics::new());
+        let status = watch::Sender::new(Status::default());
+        memory.heed_agent(status.subscribe());
+        memory.loading("iris", None).succeeded();
+        memory.server_restarted();
+        status.send_modify(|s| s.phase = Phase::Open);
+        memory.agent_starts();
+        assert_eq!(memory.restoring().len(), 1, "a person has looked");
+        status.send_modify(|s| s.phase = Phase::None);
+        memory.agent_starts();
+        assert!(memory.restoring().is_empty(), "an agent that starts");
     }
 }

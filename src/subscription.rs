@@ -197,7 +197,14 @@ impl Interposer {
 
     /// Looks at the live subscription; how long until the next look.
     fn look(&self) -> Duration {
-        if self.settings.mode == Mode::Observe || !self.correct.known().borrow().ready {
+        if self.settings.mode == Mode::Observe {
+            return LOOK_INTERVAL;
+        }
+        if !self.correct.known().borrow().ready {
+            // Nobody looks at what a server shows on its way down and up again.
+            let _ = self
+                .registry
+                .renew(|renewer, _| (renewer.unsettled(), false));
             return LOOK_INTERVAL;
         }
         let Some(wanted) = self.editor.wanted() else {
@@ -360,3 +367,6 @@ fn unreachable_phase(why: &str, failures: u32) -> Phase {
         failures,
     }
 }
+
+#[cfg(test)]
+mod properties;

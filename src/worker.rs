@@ -42,6 +42,8 @@ pub const FAILURES: u32 = 3;
 pub const PASSIVE_FAILURES: u32 = 3;
 /// Time between the first and the last of them.
 pub const PASSIVE_TIME: Duration = Duration::from_secs(10);
+/// How long they are believed without another one: nobody may be asking any more.
+pub const PASSIVE_FRESH: Duration = Duration::from_secs(300);
 /// How long a model may be UNKNOWN with no load of it under way before that is named.
 pub const STUCK: Duration = Duration::from_secs(30);
 /// How long before it is mended.
@@ -66,6 +68,29 @@ pub struct Passive {
     pub first: Duration,
     /// When the last came.
     pub last: Duration,
+}
+
+impl Passive {
+    /// Another one.
+    fn and(self, now: Duration) -> Self {
+        let before = self.still(now);
+        Passive {
+            failures: before.failures.saturating_add(1),
+            first: match before.failures {
+                0 => now,
+                _ => before.first,
+            },
+            last: now,
+        }
+    }
+
+    /// What is left of them at this moment.
+    fn still(self, now: Duration) -> Self {
+        match now.saturating_sub(self.last) > PASSIVE_FRESH {
+            true => Passive::default(),
+            false => self,
+        }
+    }
 }
 
 /// Everything that is known.
@@ -144,6 +169,11 @@ impl Worker {
 
     /// An inference was answered with a result.
     pub fn worked(&self) {
+        self.forget();
+    }
+
+    /// What was answered so far says nothing any more: it came from another process.
+    pub fn forget(&self) {
         self.0.seen.send_if_modified(|seen| {
             let known = seen.passive != Passive::default();
             seen.passive = Passive::default();
@@ -154,14 +184,9 @@ impl Worker {
     /// An inference was answered with an internal error that is no model's.
     pub fn failed(&self) {
         let now = self.0.clock.now();
-        self.0.seen.send_modify(|seen| {
-            let passive = &mut seen.passive;
-            if passive.failures == 0 {
-                passive.first = now;
-            }
-            passive.failures = passive.failures.saturating_add(1);
-            passive.last = now;
-        });
+        self.0
+            .seen
+            .send_modify(|seen| seen.passive = seen.passive.and(now));
     }
 
     /// The condition of this moment.
@@ -268,5 +293,15 @@ mod tests {
         assert_eq!(passive.last - passive.first, PASSIVE_TIME);
         worker.worked();
         assert_eq!(seen.borrow().passive, Passive::default());
+    }
+
+    #[test]
+    fn failed_answers_are_forgotten_when_no_more_come() {
+        let three = Passive::default().and(s(1)).and(s(2)).and(s(12));
+        assert_eq!((three.failures, three.first, three.last), (3, s(1), s(12)));
+        let long = s(12) + PASSIVE_FRESH;
+        assert_eq!(three.still(long), three);
+        assert_eq!(three.still(long + s(1)), Passive::default());
+        assert_eq!(three.and(long + s(1)).failures, 1);
     }
 }

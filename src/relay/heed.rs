@@ -96,7 +96,11 @@ impl<'a> Heed<'a> {
             }
             // No fingerprint: a load over HTTP is a person's, and never answered without loading.
             About::Load(model) => heed.load = Some(memory.loading(&plain(model), None)),
-            About::Unload(model) => heed.unload = Some(memory.unloading(&plain(model))),
+            About::Unload(model) => {
+                let model = plain(model);
+                context.flights.unloading(&model);
+                heed.unload = Some(memory.unloading(&model));
+            }
             About::Nothing => {}
         }
         heed

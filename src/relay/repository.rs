@@ -3,7 +3,7 @@
 //! A gRPC load that is cancelled, or whose deadline passes in the server, leaves the model in a
 //! state that never heals and makes the server not ready for good. So a load or unload that has
 //! reached the shim is carried to its end whatever becomes of its caller, and the caller's
-//! deadline stays with the caller. Needless loads are not carried at all: see [`Calls::load`].
+//! deadline stays with the caller. Needless loads are not carried at all: see [`super::flights`].
 //! What cannot be read passes as it came.
 
 use std::sync::Arc;
@@ -14,14 +14,12 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::answer::{self, Answered};
+use super::flights::{Lost, Whole};
 use super::local::{Calls, Relayed};
 use super::reserved::{self, Held};
-use crate::restore::files::Fingerprint;
-use crate::restore::{Coalesced, Memory};
 use crate::subscription::wire;
 
 const MODEL_READY: &str = "/inference.GRPCInferenceService/ModelReady";
@@ -37,101 +35,21 @@ const MODELS: u32 = 1;
 const INDEX_NAME: u32 = 1;
 const INDEX_STATE: u32 = 3;
 
-/// An answer that can be given to several callers.
-#[derive(Debug, Clone)]
-struct Whole {
-    head: HeaderMap,
-    message: Option<Bytes>,
-    trailers: Option<HeaderMap>,
+/// Success with an empty message, as MLServer answers a load.
+fn already_loaded() -> Response<Relayed> {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let mut response = Response::new(Relayed::Own(Some(framed(&[])), Some(trailers)));
+    let head = response.headers_mut();
+    head.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    head.insert(answer::ANSWERED, HeaderValue::from_static("loaded"));
+    response
 }
 
-impl Whole {
-    fn is_ok(&self) -> bool {
-        let status = |headers: &HeaderMap| headers.get("grpc-status").map(|s| s == "0");
-        self.trailers
-            .as_ref()
-            .and_then(status)
-            .or_else(|| status(&self.head))
-            .unwrap_or(false)
-    }
-
-    /// Success with an empty message, as MLServer answers a load.
-    fn ok() -> Self {
-        let mut head = HeaderMap::new();
-        head.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        head.insert(answer::ANSWERED, HeaderValue::from_static("loaded"));
-        let mut trailers = HeaderMap::new();
-        trailers.insert("grpc-status", HeaderValue::from_static("0"));
-        Whole {
-            head,
-            message: Some(framed(&[])),
-            trailers: Some(trailers),
-        }
-    }
-
-    fn response(self) -> Response<Relayed> {
-        let mut response = Response::new(Relayed::Own(self.message, self.trailers));
-        *response.headers_mut() = self.head;
-        response
-    }
-}
-
-/// A load or unload under way, for all who ask for the same.
-#[derive(Debug, Clone)]
-pub(super) struct Flight {
-    model: String,
-    files: Option<Fingerprint>,
-    answer: watch::Receiver<Option<Whole>>,
-}
-
-/// Loads under way through one relay. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Flights(Arc<std::sync::Mutex<Vec<Flight>>>);
-
-impl Flights {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Flight>> {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn of(&self, model: &str, files: Option<Fingerprint>) -> Option<Flight> {
-        let flights = self.lock();
-        let same = |f: &&Flight| f.model == model && f.files == files;
-        flights.iter().find(same).cloned()
-    }
-
-    fn begin(
-        &self,
-        model: &str,
-        files: Option<Fingerprint>,
-    ) -> (watch::Sender<Option<Whole>>, Landing) {
-        let (sender, answer) = watch::channel(None);
-        self.lock().push(Flight {
-            model: model.into(),
-            files,
-            answer: answer.clone(),
-        });
-        let landing = Landing {
-            flights: self.clone(),
-            answer,
-        };
-        (sender, landing)
-    }
-}
-
-/// Takes a flight off the list when it is over, however it ends.
-struct Landing {
-    flights: Flights,
-    answer: watch::Receiver<Option<Whole>>,
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        let answer = &self.answer;
-        let mut flights = self.flights.lock();
-        flights.retain(|f| !f.answer.same_channel(answer));
-    }
+fn response(whole: Whole) -> Response<Relayed> {
+    let mut response = Response::new(Relayed::Own(whole.message, whole.trailers));
+    *response.headers_mut() = whole.head;
+    response
 }
 
 impl Calls {
@@ -164,94 +82,36 @@ impl Calls {
         let mut request = own(head);
         request.headers_mut().remove(TIMEOUT);
         request.headers_mut().remove(CONTENT_LENGTH);
-        if loads {
-            self.load(model, request).await
+        let (memory, flights) = (&self.context.memory, &self.context.flights);
+        let call = self.clone().call(request);
+        let answer = if loads {
+            let files = memory.files(&model).await;
+            let has = || self.has(&model);
+            flights.load(memory, &model, files, has, call).await
         } else {
-            let guard = self.context.memory.unloading(&model);
-            self.carried(request, None, move |_| drop(guard)).await
-        }
-    }
-
-    /// A load. It is answered without the server loading twice where the same load is under way,
-    /// or the model is READY, was loaded from the files as they are now, and was seen to work not
-    /// long ago. READY is what the server says at this moment, never what was known before.
-    async fn load(self: &Arc<Self>, model: String, request: Request<Relayed>) -> Response<Relayed> {
-        let memory = &self.context.memory;
-        let files = memory.files(&model).await;
-        if memory.settings().coalesce {
-            if let Some(whole) = self.shared(&model, files).await {
-                memory.coalesced(Coalesced::Shared);
-                return whole.response();
-            }
-            let fresh = files.is_some_and(|files| memory.is_fresh(&model, &files));
-            if fresh && self.has(&model).await {
+            let answer = flights.unload(memory, &model, call).await;
+            answer.map(Some)
+        };
+        match answer {
+            Ok(Some(whole)) => response(whole),
+            Ok(None) => {
                 tracing::debug!(
                     model,
-                    "a load of a model that is ready from unchanged files was answered without loading"
+                    "a load of a model that the server has was answered without loading"
                 );
-                memory.coalesced(Coalesced::Ready);
-                return Whole::ok().response();
+                already_loaded()
             }
+            Err(Lost(why)) => self.unavailable(why),
         }
-        let guard = memory.loading(&model, files);
-        let landing = self.context.flights.begin(&model, files);
-        self.carried(request, Some(landing), move |whole| {
-            if whole.is_ok() {
-                guard.succeeded();
-            }
-        })
-        .await
     }
 
-    /// The answer of a load of the same model that is under way, a caller's or the shim's own.
-    async fn shared(&self, model: &str, files: Option<Fingerprint>) -> Option<Whole> {
-        let memory: &Memory = &self.context.memory;
-        if memory.is_restoring(model) {
-            memory.until_not_restoring(model).await;
-            if self.has(model).await {
-                return Some(Whole::ok());
-            }
-        }
-        let mut flight = self.context.flights.of(model, files)?;
-        // The flight may break off without an answer; then this caller makes its own.
-        let answer = flight.answer.wait_for(Option::is_some).await.ok()?;
-        answer.clone()
-    }
-
-    /// Carries a call to its end, also when the caller has gone.
-    async fn carried(
-        self: &Arc<Self>,
-        request: Request<Relayed>,
-        landing: Option<(watch::Sender<Option<Whole>>, Landing)>,
-        done: impl FnOnce(&Whole) + Send + 'static,
-    ) -> Response<Relayed> {
-        let (sender, landing) = match landing {
-            Some((sender, landing)) => (sender, Some(landing)),
-            None => (watch::Sender::new(None), None),
-        };
-        let mut answer = sender.subscribe();
-        let calls = self.clone();
-        let busy = self.context.memory.busy();
+    /// A call that nobody waits for any more is still made.
+    async fn call(self: Arc<Self>, request: Request<Relayed>) -> Whole {
         let loading = self.context.gate.as_ref().map(|gate| gate.loading());
-        let job = async move {
-            let whole = calls.whole(request).await;
-            done(&whole);
-            // Before the answer: whoever asks next begins anew.
-            drop((landing, loading));
-            calls.context.poke.now();
-            sender.send_replace(Some(whole));
-            drop(busy);
-        };
-        if !self.context.memory.carry(Box::pin(job)) {
-            return self.unavailable("the shim is at its end");
-        }
-        match answer.wait_for(Option::is_some).await {
-            Ok(whole) => whole.clone().map_or_else(
-                || self.unavailable("the call was lost inside the shim"),
-                Whole::response,
-            ),
-            Err(_) => self.unavailable("the call was lost inside the shim"),
-        }
+        let whole = self.whole(request).await;
+        drop(loading);
+        self.context.poke.now();
+        whole
     }
 
     /// One call with its whole answer.
@@ -307,7 +167,7 @@ impl Calls {
 
     /// The repository index as the agent understands it, and without the probe model.
     pub(super) async fn index(&self, mut request: Request<Incoming>) -> Response<Relayed> {
-        // The agent asks once, at its start.
+        // The agent asks once, at its start, before it subscribes.
         self.context.memory.agent_starts();
         // What is compressed cannot be read.
         request.headers_mut().remove("grpc-accept-encoding");

@@ -98,8 +98,12 @@ pub struct Loaded {
 pub enum Then {
     /// Nothing: the model is back.
     Restored,
-    /// Unload it: it was unloaded by its owner while it was being loaded.
+    /// Unload it: it was unloaded by its owner while it was being loaded. It still counts as
+    /// running, so that no load of its owner's overtakes the unload; [`Book::ended`] tells the end.
     Undo,
+    /// Its owner's unload is under way, and may have come to the server before the load did or
+    /// after it: when that has ended, [`Book::settled`] tells. It still counts as running.
+    Wait,
     /// It failed, and is tried again later.
     Later,
     /// It failed for the last time.
@@ -328,14 +332,17 @@ impl Book {
         let Some(entry) = self.entries.get_mut(name) else {
             return Then::Dropped;
         };
+        if outcome.is_ok() && !entry.wanted {
+            return match entry.calls {
+                0 => Then::Undo,
+                _ => Then::Wait,
+            };
+        }
         entry.stage = Stage::Nothing;
         if outcome.is_err() {
             entry.again = false;
         }
         match outcome {
-            // Whoever loads or unloads it now decides what becomes of it.
-            Ok(_) if !entry.wanted && entry.calls > 0 => Then::Dropped,
-            Ok(_) if !entry.wanted => Then::Undo,
             Ok(_) if std::mem::take(&mut entry.again) => {
                 entry.stage = Stage::Due { at: now };
                 Then::Later
@@ -359,6 +366,19 @@ impl Book {
                 entry.stage = Stage::Due { at: now + pause };
                 Then::Later
             }
+        }
+    }
+
+    /// What is to become of a model that was loaded while its owner unloaded it; `None` while a
+    /// call of its owner's is still under way.
+    pub fn settled(&mut self, name: &str) -> Option<Then> {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return Some(Then::Dropped);
+        };
+        match (entry.calls, entry.wanted) {
+            (0, false) => Some(Then::Undo),
+            (0, true) => Some(Then::Dropped),
+            _ => None,
         }
     }
 

@@ -61,6 +61,8 @@ fn what_was_unloaded_is_not_restored_whether_before_or_meanwhile() {
     // The unload came to the server before the load did.
     book.unload_ended("running", s(6));
     assert_eq!(book.load_done("running", Ok(loaded(7)), s(7)), Then::Undo);
+    assert!(book.is_running("running"), "until it is unloaded again");
+    book.ended("running", s(8));
     assert_eq!(book.next(s(100)), None);
     assert_eq!(book.wanted(), 0);
 }
@@ -296,7 +298,11 @@ proptest! {
                                 memory[m] = true;
                                 failed[m] = 0;
                             }
-                            Then::Undo => prop_assert!(ok && unloaded[m]),
+                            Then::Undo => {
+                                prop_assert!(ok && unloaded[m]);
+                                book.ended(&name(m), now);
+                            }
+                            Then::Wait => prop_assert!(false, "no unload is under way"),
                             Then::Later if ok => {}
                             Then::Later => {
                                 failed[m] += 1;

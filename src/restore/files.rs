@@ -17,6 +17,14 @@ pub struct Fingerprint {
     files: usize,
 }
 
+#[cfg(test)]
+impl Fingerprint {
+    /// Some folder or other, the same for the same number.
+    pub(crate) fn number(hash: u64) -> Self {
+        Fingerprint { hash, files: 1 }
+    }
+}
+
 /// More files than a model has; the bound of one look.
 const MAX_FILES: usize = 5_000;
 const MAX_DEPTH: usize = 16;

@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::book::{Loaded, Then};
-use super::server::{Asking, Has, address};
+use super::back::put_back;
+use super::server::{Asking, address};
 use super::{Jobs, Memory};
 use crate::endpoint::Protocol;
 use crate::models::{Inventory, Poke};
@@ -133,7 +133,7 @@ impl Runner {
                 changed = inventory.changed() => if changed.is_err() { return },
                 changed = observed.changed() => if changed.is_err() { return },
                 _ = changes.changed() => {}
-                Some(job) = self.jobs.0.recv() => {
+                Some(job) = self.jobs.next() => {
                     tasks.spawn(job);
                 }
                 Some(ended) = tasks.join_next() => if let Err(error) = ended {
@@ -227,65 +227,13 @@ impl Runner {
 
     /// Looks at one model and loads it where it is not there.
     fn restore(&self, model: String, address: SocketAddr) -> impl Future<Output = ()> + use<> {
-        let memory = self.memory.clone();
         let poke = self.parts.poke.clone();
         let server = Asking::new(self.parts.client.clone(), address);
+        let put_back = put_back(self.memory.clone(), model, server);
         async move {
-            match server.has(&model).await {
-                Has::Ready => return memory.change(|book, now| book.ended(&model, now)),
-                Has::Loading | Has::Unclear => {
-                    return memory.change(|book, now| book.not_yet(&model, now));
-                }
-                Has::Not => {}
+            if put_back.await {
+                poke.now();
             }
-            let files = memory.files(&model).await;
-            if memory.0.drain.has_begun() || !memory.book().may_load(&model) {
-                return memory.change(|book, now| book.not_yet(&model, now));
-            }
-            let _busy = memory.busy();
-            let begun = memory.now();
-            tracing::info!(model, "loading a model that the server has lost");
-            let outcome = server.load(&model).await;
-            let error = outcome.as_ref().err().cloned();
-            let then = memory.change(|book, now| {
-                let took = now.saturating_sub(begun);
-                let loaded = outcome.map(|()| Loaded {
-                    at: now,
-                    took,
-                    files,
-                });
-                book.load_done(&model, loaded, now)
-            });
-            memory.0.series.done(then, error.is_none());
-            let took = memory.now().saturating_sub(begun);
-            match then {
-                Then::Restored => tracing::info!(model, ?took, "the model is back in memory"),
-                Then::Later => tracing::warn!(
-                    model,
-                    error,
-                    "the model was not restored; it is tried again"
-                ),
-                Then::GivenUp => tracing::warn!(
-                    model,
-                    error,
-                    "the model was not restored; it is left to the agent, which loads it at the next request for it"
-                ),
-                Then::Undo => {
-                    tracing::info!(
-                        model,
-                        "the model was unloaded by its owner while it was restored: unloading it"
-                    );
-                    if let Err(error) = server.unload(&model).await {
-                        tracing::warn!(
-                            model,
-                            error,
-                            "a model that nobody wants is still in memory"
-                        );
-                    }
-                }
-                Then::Dropped => {}
-            }
-            poke.now();
         }
     }
 }

@@ -68,7 +68,7 @@ impl Series {
             Then::Undo => "undone",
             Then::GivenUp => "given-up",
             Then::Later if !ok => "failed",
-            Then::Later | Then::Dropped => return,
+            Then::Later | Then::Dropped | Then::Wait => return,
         };
         self.loads.with_label_values(&[outcome]).inc();
     }

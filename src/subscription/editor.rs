@@ -120,9 +120,11 @@ impl Editor {
             reported: wanted.memory,
             over_commit: requested.over_commit,
         };
-        let (available, loaded) = self
-            .ledger()
-            .subscribe(totals, wanted.workers, &read.loaded);
+        let (available, loaded) = {
+            let mut ledger = self.ledger();
+            ledger.said(requested.available);
+            ledger.subscribe(totals, wanted.workers, &read.loaded)
+        };
         let change = SubscribeChange {
             memory: Some(wanted.memory).filter(|m| *m != requested.memory),
             capabilities: Some(wanted.capabilities.clone())
@@ -239,7 +241,10 @@ impl Editor {
                     status.refused.push(refused);
                 });
                 match self.mode {
-                    Mode::Observe => Verdict::Forward,
+                    Mode::Observe => {
+                        self.ledger().let_pass(&read.key, read.memory);
+                        Verdict::Forward
+                    }
                     Mode::Correct => {
                         self.metrics.message(Kind::Operation, Fate::Refused);
                         Verdict::Refuse(event.encode_to_vec())
@@ -254,7 +259,11 @@ impl Editor {
         match message::event(message) {
             Ok(event) => {
                 tracing::debug!(kind = ?event.kind, model = event.key.name, version = event.key.version, available = event.available, "the agent reports");
-                self.ledger().event(event.kind, &event.key, event.workers);
+                {
+                    let mut ledger = self.ledger();
+                    ledger.said(event.available);
+                    ledger.event(event.kind, &event.key, event.workers);
+                }
                 self.publish();
                 Accounted(Some(event))
             }

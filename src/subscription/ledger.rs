@@ -131,7 +131,15 @@ pub struct Ledger {
     /// What the agent multiplies by, once it has said so.
     agent_workers: Option<u32>,
     models: BTreeMap<Key, Entry>,
+    /// Loads that were under way when the agent subscribed again: it does not list them, and may
+    /// report their end all the same. They are counted only then.
+    asked: BTreeMap<Key, Entry>,
+    /// Free memory as the agent last said it.
+    said: Option<u64>,
 }
+
+/// Loads from before a Subscribe that are remembered; an agent works at far fewer at a time.
+const MOST_ASKED: usize = 1000;
 
 impl Ledger {
     /// Begins the account anew from what the agent lists. Returns free memory where it must be
@@ -148,6 +156,12 @@ impl Ledger {
         if let Some(said) = loaded.iter().rev().find_map(|m| m.workers) {
             self.agent_workers = Some(said);
         }
+        let loading = before.iter().filter(|(_, e)| e.stage == Stage::Loading);
+        for (key, entry) in loading {
+            if self.asked.len() < MOST_ASKED {
+                self.asked.insert(key.clone(), *entry);
+            }
+        }
         let mut restored = Vec::with_capacity(loaded.len());
         for model in loaded {
             let sent = model.memory.unwrap_or(0);
@@ -162,6 +176,7 @@ impl Ledger {
                 known: true,
             };
             self.models.insert(model.key.clone(), entry);
+            self.asked.remove(&model.key);
             restored.push(Restored {
                 memory: original.filter(|o| model.original.is_some() || *o != model.memory),
                 workers: self.true_workers(model.workers),
@@ -186,6 +201,7 @@ impl Ledger {
             return Load::Refuse(self.refusal(key, memory.unwrap_or(0), totals.reported));
         }
         self.models.remove(key);
+        self.asked.remove(key);
         let sent = self.measure(need, totals);
         self.remember(key, memory, sent);
         if sent == memory.unwrap_or(0) {
@@ -193,6 +209,11 @@ impl Ledger {
         } else {
             Load::Send(sent)
         }
+    }
+
+    /// A load request that should have been refused went to the agent as it was.
+    pub fn let_pass(&mut self, key: &Key, memory: Option<u64>) {
+        self.remember(key, memory, memory.unwrap_or(0));
     }
 
     /// An event on its way to the scheduler.
@@ -205,12 +226,14 @@ impl Ledger {
                 Some(entry) => entry.stage = Stage::Loaded,
                 None => {
                     // Asked for before this process saw the stream: counted, never guessed.
-                    let entry = Entry {
+                    let unknown = Entry {
                         memory: None,
                         sent: 0,
                         stage: Stage::Loaded,
                         known: false,
                     };
+                    let mut entry = self.asked.remove(key).unwrap_or(unknown);
+                    entry.stage = Stage::Loaded;
                     self.models.insert(key.clone(), entry);
                 }
             },
@@ -219,6 +242,7 @@ impl Ledger {
             | EventKind::Unloaded
             | EventKind::Removed => {
                 self.models.remove(key);
+                self.asked.remove(key);
             }
             EventKind::UnknownEvent
             | EventKind::UnloadFailed
@@ -228,10 +252,16 @@ impl Ledger {
         self.corrected_now(workers)
     }
 
-    /// What an event that names `workers` should say at this moment.
+    /// Takes the agent's own word on free memory; the latest stands.
+    pub fn said(&mut self, available: u64) {
+        self.said = Some(available);
+    }
+
+    /// What an event that names `workers` should say at this moment. An event may be sent again
+    /// after others have overtaken it: where the agent's own figure is right, it is the latest.
     pub fn corrected_now(&self, workers: Option<u32>) -> Corrected {
         Corrected {
-            available: self.corrected(),
+            available: self.corrected().or(self.said),
             workers: self.true_workers(workers),
         }
     }

@@ -113,6 +113,11 @@ impl<T: PartialEq> Renewer<T> {
         &self.reported
     }
 
+    /// What is seen now proves nothing: a difference has to last from its next sight on.
+    pub fn unsettled(&mut self) {
+        self.wanted = None;
+    }
+
     /// Looks at what would be reported now. Never says [`Renewal::Now`] within `min_interval` of the
     /// beginning, while something is being loaded, or for a difference that has not lasted.
     pub fn look(

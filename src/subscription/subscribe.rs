@@ -108,7 +108,7 @@ impl Interposer {
     }
 
     /// Waits until enough is known, for the configured time at most.
-    async fn hold(&self, live: &Live) {
+    pub(super) async fn hold(&self, live: &Live) {
         let mut known = self.correct.known();
         if self.settings.mode == Mode::Observe || known.borrow_and_update().ready {
             return;

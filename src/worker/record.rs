@@ -63,6 +63,8 @@ impl Workers {
 #[derive(Debug, Clone, Default)]
 pub struct Record {
     main: Option<Name>,
+    /// Main processes so far.
+    starts: u64,
     /// The workers of the last look, and when each was first seen.
     workers: BTreeMap<Name, (Process, Duration)>,
     expected: bool,
@@ -97,6 +99,7 @@ impl Record {
         if self.main != Some(main) {
             self.leave(&lives, Some(server));
             self.main = Some(main);
+            self.starts += 1;
         }
         let now = server.children.iter().filter(|p| p.role == Role::Worker);
         let now: BTreeMap<Name, &Process> = now.map(|p| (name(p), p)).collect();
@@ -140,6 +143,26 @@ impl Record {
         self.recent.clear();
         self.missing = None;
         self.looping = None;
+    }
+
+    /// Whether this main process is another one than at the last look.
+    pub fn is_new(&self, server: &Server) -> bool {
+        self.main != Some(name(&server.main))
+    }
+
+    /// Workers that a main process had left behind before the first look at the one of now.
+    pub fn left_before(&mut self, orphans: Vec<Process>) {
+        let known = |o: &Process, all: &[Process]| all.iter().any(|k| name(k) == name(o));
+        for orphan in orphans {
+            if !known(&orphan, &self.orphans) {
+                self.orphans.push(orphan);
+            }
+        }
+    }
+
+    /// Main processes that were seen, one after the other.
+    pub fn starts(&self) -> u64 {
+        self.starts
     }
 
     /// How the workers stand.
@@ -255,6 +278,23 @@ mod tests {
         }
         assert!(matches!(record.workers(), Workers::There { count: 2, .. }));
         assert_eq!(record.exits(), 19);
+    }
+
+    #[test]
+    fn workers_that_were_left_before_the_first_look_are_orphans_once() {
+        let mut record = Record::default();
+        let now = server(10, &[11]);
+        assert!(record.is_new(&now));
+        record.look(s(1), Some(&now), |_| true);
+        record.left_before(vec![process(7, Role::Worker)]);
+        record.left_before(vec![process(7, Role::Worker)]);
+        assert!(!record.is_new(&now));
+        assert_eq!((record.orphans(), record.starts()), (vec![7], 1));
+        record.look(s(2), Some(&server(10, &[11])), |p| p.pid != 7);
+        assert!(record.orphans().is_empty());
+        record.look(s(3), None, |_| false);
+        record.look(s(4), Some(&server(20, &[])), |_| false);
+        assert_eq!(record.starts(), 2);
     }
 
     #[test]

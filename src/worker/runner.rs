@@ -21,6 +21,7 @@ use super::{Bad, STUCK, STUCK_MEND, Worker};
 use crate::config::models::{self, Mend};
 use crate::drain::in_flight::InFlight;
 use crate::endpoint::Protocol;
+use crate::health::Reason;
 use crate::metrics::Metrics;
 use crate::models::{Inventory, Poke};
 use crate::observer::Observed;
@@ -28,6 +29,7 @@ use crate::prober::Watching;
 use crate::process::{self, follow::Follower};
 use crate::restore::Memory;
 use crate::restore::server::{Asking, Has, address, reason};
+use crate::view::{Endpoint, Usable, View};
 
 /// Time between two looks at the processes: a worker that dies at its start lives for 1.3 s to
 /// 2.5 s.
@@ -103,14 +105,26 @@ impl Runner {
         let mut observed = self.parts.observed.clone();
         let mut record = Record::default();
         let mut follower = Follower::new(&self.parts.proc, &self.parts.ports);
+        let mut starts = 0;
         loop {
+            let gone = is_gone(&self.parts.watching.view.borrow());
+            if gone || record.starts() != starts {
+                starts = record.starts();
+                // What another process answered says nothing of this one.
+                self.parts.worker.forget();
+            }
             let visible = observed.borrow_and_update().server.is_some();
             if visible || !record.orphans().is_empty() {
                 let proc = self.parts.proc.clone();
                 let now = self.now();
                 let look = tokio::task::spawn_blocking(move || {
                     let server = follower.look(now).ok();
+                    let new = server.as_ref().filter(|s| record.is_new(s)).cloned();
                     record.look(now, server.as_ref(), |p| process::is_running(&proc, p));
+                    // Only then, since later ones are seen as they come about.
+                    if let Some(server) = new {
+                        record.left_before(process::orphans(&proc, &server));
+                    }
                     (record, follower)
                 });
                 let Ok(seen) = look.await else {
@@ -129,12 +143,14 @@ impl Runner {
     fn take(&self, record: &Record) {
         let seen = &self.parts.worker.0.seen;
         let before = seen.borrow().exits;
+        let now = self.now();
         seen.send_if_modified(|seen| {
             let old = seen.clone();
             seen.workers = record.workers();
             seen.exits = record.exits();
             seen.recent_exits = record.recent();
             seen.orphans = record.orphans();
+            seen.passive = seen.passive.still(now);
             *seen != old
         });
         let exits = record.exits();
@@ -372,6 +388,12 @@ impl Runner {
             self.mended("stuck", &bad.model, outcome);
         }
     }
+}
+
+/// Whether the process that inferences went to has ended: nobody listens any more.
+fn is_gone(view: &View) -> bool {
+    let refused = |e: &Endpoint| e.health.reason == Some(Reason::Refused);
+    view.usable(Protocol::Http) == Usable::Down && view.of(Protocol::Http).iter().all(refused)
 }
 
 #[cfg(test)]

@@ -1,0 +1,384 @@
+//! Loads, unloads, restarts and the shim's own restoring of one model, in every order in which
+//! they can meet. The server is a simulation of a few lines: it does what reaches it one after
+//! the other, and its answers may overtake each other.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::clock::Clock;
+use crate::drain::Drain;
+use crate::interleave::{Stage, in_every_order, yields};
+use crate::metrics::Metrics;
+use crate::restore::Settings;
+use crate::restore::back::{Serves, put_back};
+use crate::restore::server::Has;
+
+const M: &str = "m";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Did {
+    Load,
+    Unload,
+    Restart,
+}
+
+/// A call of a caller's: from which step to which, and whether it was answered well.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    unload: bool,
+    from: usize,
+    to: usize,
+    ok: bool,
+}
+
+#[derive(Debug, Default)]
+struct Truth {
+    /// Whether the server has the model, and had it at the beginning.
+    has: bool,
+    had: bool,
+    starts: usize,
+    /// What the server did, in order, with the step.
+    did: Vec<(usize, Did)>,
+    /// Loads that are on their way to the server or back.
+    loads: usize,
+    unloads_begun: Vec<usize>,
+    asked: Vec<Asked>,
+}
+
+#[derive(Clone)]
+struct World {
+    steps: Arc<AtomicUsize>,
+    truth: Arc<Mutex<Truth>>,
+    memory: Memory,
+    flights: Flights,
+    drain: Drain,
+}
+
+impl World {
+    /// A world whose carrier of jobs is on the stage.
+    fn new(stage: &Stage, seed: &Memory) -> Self {
+        let drain = Drain::default();
+        let (memory, mut jobs) = seed.anew(drain.clone());
+        let spawner = stage.clone();
+        stage.background("carrier", async move {
+            while let Some(job) = jobs.next().await {
+                spawner.spawned("job", job);
+            }
+        });
+        World {
+            steps: stage.steps(),
+            truth: Arc::default(),
+            memory,
+            flights: Flights::default(),
+            drain,
+        }
+    }
+
+    fn truth(&self) -> MutexGuard<'_, Truth> {
+        self.truth.lock().unwrap()
+    }
+
+    fn now(&self) -> usize {
+        self.steps.load(Ordering::Relaxed)
+    }
+
+    /// The model was loaded before the scenario begins, from these files.
+    fn loaded_before(self, files: u64) -> Self {
+        self.memory
+            .loading(M, Some(Fingerprint::number(files)))
+            .succeeded();
+        self.truth().has = true;
+        self.truth().had = true;
+        self
+    }
+
+    /// The server was restarted, and the shim has noticed: the model is to be put back.
+    fn lost_before(self) -> Self {
+        let world = self.loaded_before(1);
+        world.restart();
+        world.truth().did.clear();
+        world.truth().had = false;
+        world
+    }
+
+    fn restart(&self) {
+        let now = self.now();
+        let mut truth = self.truth();
+        truth.has = false;
+        truth.starts += 1;
+        truth.did.push((now, Did::Restart));
+        drop(truth);
+        self.memory.server_restarted();
+    }
+
+    /// A load or unload, as the server takes it: it reaches it, is done there, is answered. The
+    /// answer gets lost where the server is restarted meanwhile. Calls through the relay reach it in
+    /// the order in which they were made, those of the shim's own at any time.
+    async fn done(self, load: bool, own: bool) -> bool {
+        let start = {
+            let mut truth = self.truth();
+            if load {
+                truth.loads += 1;
+                // Behind an unload a second one is no waste.
+                let alone = truth.loads == 1 || !truth.unloads_begun.is_empty();
+                assert!(alone, "the same load is made twice at once");
+            }
+            truth.starts
+        };
+        if own {
+            yields().await;
+        }
+        let here = {
+            let now = self.now();
+            let mut truth = self.truth();
+            let here = truth.starts == start;
+            if here {
+                truth.has = load;
+                let did = if load { Did::Load } else { Did::Unload };
+                truth.did.push((now, did));
+            }
+            here
+        };
+        yields().await;
+        let mut truth = self.truth();
+        if load {
+            truth.loads -= 1;
+        }
+        here && truth.starts == start
+    }
+
+    async fn call(self, load: bool) -> Whole {
+        let ok = self.done(load, false).await;
+        let mut head = HeaderMap::new();
+        let status = if ok { "0" } else { "14" };
+        head.insert("grpc-status", status.parse().unwrap());
+        Whole {
+            head,
+            message: None,
+            trailers: None,
+        }
+    }
+
+    async fn has(&self) -> bool {
+        yields().await;
+        let has = self.truth().has;
+        yields().await;
+        has
+    }
+
+    /// A caller's load, as the relay makes it.
+    async fn load(self, files: u64) {
+        let from = self.now();
+        let files = Some(Fingerprint::number(files));
+        let has = || self.has();
+        let call = self.clone().call(true);
+        let answer = self.flights.load(&self.memory, M, files, has, call).await;
+        let ok = match answer {
+            Ok(Some(whole)) => whole.is_ok(),
+            Ok(None) => true,
+            Err(lost) => panic!("{lost:?}"),
+        };
+        self.answered(false, from, ok);
+    }
+
+    async fn unload(self) {
+        let from = self.now();
+        self.truth().unloads_begun.push(from);
+        let call = self.clone().call(false);
+        let answer = self.flights.unload(&self.memory, M, call).await;
+        self.answered(true, from, answer.unwrap().is_ok());
+    }
+
+    fn answered(&self, unload: bool, from: usize, ok: bool) {
+        let to = self.now();
+        self.truth().asked.push(Asked {
+            unload,
+            from,
+            to,
+            ok,
+        });
+    }
+
+    /// The shim's own restoring, as its loop does it, until nothing is due.
+    async fn restores(self) {
+        while let Some(model) = self.memory.next_to_restore() {
+            put_back(self.memory.clone(), model, self.clone()).await;
+        }
+    }
+
+    /// What has to be so at the end of every order.
+    fn check(&self) {
+        let truth = self.truth();
+        let said = format!("{truth:?}");
+        assert_eq!(truth.loads, 0);
+        assert!(self.flights.lock().is_empty(), "a flight is left: {said}");
+        assert_eq!(self.memory.calls(M), 0, "a call is left: {said}");
+        assert_eq!(self.drain.running(), 0, "work is left: {said}");
+        let restarted = truth.did.iter().any(|(_, d)| *d == Did::Restart);
+        for load in truth.asked.iter().filter(|a| !a.unload && a.ok) {
+            // The server had the model at some moment of the call, and no unload that was asked
+            // for before the call was still to come.
+            let held = (load.from..=load.to).any(|t| {
+                let until = truth.did.iter().filter(|(at, _)| *at <= t);
+                let has = match until.map(|(_, did)| did).next_back() {
+                    Some(did) => *did == Did::Load,
+                    None => truth.had,
+                };
+                let behind = truth
+                    .asked
+                    .iter()
+                    .filter(|a| a.unload && a.from < load.from);
+                let done = truth
+                    .did
+                    .iter()
+                    .filter(|(at, d)| *at <= t && *d == Did::Unload);
+                has && (restarted || done.count() >= behind.count())
+            });
+            assert!(held, "a load is answered that did not happen: {said}");
+        }
+        let unloads = truth.asked.iter().filter(|a| a.unload && a.ok);
+        if let Some(last) = unloads.max_by_key(|a| a.to) {
+            let after = truth.asked.iter().any(|a| !a.unload && a.to > last.from);
+            assert!(
+                after || !truth.has,
+                "the model is loaded although its owner unloaded it: {said}"
+            );
+        }
+        if !restarted {
+            let wanted = self.memory.wanted() == 1;
+            assert_eq!(wanted, truth.has, "the account is wrong: {said}");
+        }
+    }
+}
+
+impl Serves for World {
+    async fn has(&self, _: &str) -> Has {
+        match World::has(self).await {
+            true => Has::Ready,
+            false => Has::Not,
+        }
+    }
+
+    async fn load(&self, _: &str) -> Result<(), String> {
+        match self.clone().done(true, true).await {
+            true => Ok(()),
+            false => Err("the server was restarted".into()),
+        }
+    }
+
+    async fn unload(&self, _: &str) -> Result<(), String> {
+        self.clone().done(false, true).await;
+        Ok(())
+    }
+
+    async fn files(&self, _: &Memory, _: &str) -> Option<Fingerprint> {
+        Some(Fingerprint::number(1))
+    }
+}
+
+/// Tries a scenario, which has more than one order.
+fn tried(what: &str, scenario: impl Fn(&Stage, &Memory) -> World) {
+    let settings = Settings {
+        restore: true,
+        coalesce: true,
+        models_dir: "/nonexistent".into(),
+    };
+    let clock = Clock::start();
+    let (seed, _) = Memory::new(settings, clock, Drain::default(), &Metrics::new());
+    let orders = in_every_order(|stage| {
+        let world = scenario(stage, &seed);
+        move || world.check()
+    });
+    assert!(orders > 1, "{what}: nobody meets anybody");
+}
+
+#[test]
+fn two_loads_of_one_model_are_one_and_both_are_answered() {
+    tried("two loads", |stage, seed| {
+        let world = World::new(stage, seed);
+        stage.task("first", world.clone().load(1));
+        stage.task("second", world.clone().load(1));
+        world
+    });
+    tried("a caller that goes away", |stage, seed| {
+        let world = World::new(stage, seed);
+        stage.task("first", world.clone().load(1));
+        stage.task("second", world.clone().load(1));
+        let killer = stage.clone();
+        stage.task("gone", async move { killer.kill("first") });
+        world
+    });
+}
+
+#[test]
+fn two_loads_of_a_model_that_the_server_has_lost_unnoticed_are_one() {
+    tried("lost unnoticed", |stage, seed| {
+        let world = World::new(stage, seed).loaded_before(1);
+        world.truth().has = false;
+        world.truth().had = false;
+        stage.task("first", world.clone().load(1));
+        stage.task("second", world.clone().load(1));
+        world
+    });
+}
+
+#[test]
+fn a_load_behind_an_unload_is_a_call_of_its_own() {
+    tried("load, unload, load", |stage, seed| {
+        let world = World::new(stage, seed);
+        let then = world.clone();
+        stage.task("first", world.clone().load(1));
+        stage.task("others", async move {
+            // One caller who does not wait for the answer of its unload.
+            let (unload, load) = (then.clone().unload(), then.clone().load(1));
+            tokio::pin!(unload, load);
+            let mut both = (false, false);
+            std::future::poll_fn(|cx| {
+                both.0 = both.0 || unload.as_mut().poll(cx).is_ready();
+                both.1 = both.1 || load.as_mut().poll(cx).is_ready();
+                match both {
+                    (true, true) => std::task::Poll::Ready(()),
+                    _ => std::task::Poll::Pending,
+                }
+            })
+            .await;
+        });
+        world
+    });
+}
+
+#[test]
+fn a_restart_of_the_server_between_is_no_lie_to_anybody() {
+    tried("load and restart", |stage, seed| {
+        let world = World::new(stage, seed).loaded_before(1);
+        stage.task("first", world.clone().load(1));
+        let server = world.clone();
+        stage.task("restart", async move { server.restart() });
+        stage.background("restorer", world.clone().restores());
+        world
+    });
+}
+
+#[test]
+fn what_is_restored_and_unloaded_meanwhile_is_not_left_in_memory() {
+    tried("restore and unload", |stage, seed| {
+        let world = World::new(stage, seed).lost_before();
+        stage.task("restorer", world.clone().restores());
+        stage.task("unload", world.clone().unload());
+        world
+    });
+}
+
+#[test]
+fn a_load_is_not_undone_by_the_shims_own_unload() {
+    tried("restore, unload, load", |stage, seed| {
+        let world = World::new(stage, seed).lost_before();
+        stage.task("restorer", world.clone().restores());
+        let owner = world.clone();
+        stage.task("owner", async move {
+            owner.clone().unload().await;
+            owner.load(1).await;
+        });
+        world
+    });
+}

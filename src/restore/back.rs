@@ -1,0 +1,113 @@
+//! Putting one model back. Every wait lets callers' loads and unloads pass, so after each the
+//! account is asked again; the order of all steps is tried by the tests.
+
+use super::Memory;
+use super::book::{Loaded, Then};
+use super::files::Fingerprint;
+use super::server::{Asking, Has};
+
+/// What is asked of the server.
+pub(crate) trait Serves: Send + Sync {
+    /// Whether it has a model.
+    fn has(&self, model: &str) -> impl Future<Output = Has> + Send;
+    /// Loads it, however long that takes.
+    fn load(&self, model: &str) -> impl Future<Output = Result<(), String>> + Send;
+    /// Unloads it; one that is not there is no error.
+    fn unload(&self, model: &str) -> impl Future<Output = Result<(), String>> + Send;
+    /// Its files as they are now.
+    fn files(
+        &self,
+        memory: &Memory,
+        model: &str,
+    ) -> impl Future<Output = Option<Fingerprint>> + Send;
+}
+
+impl Serves for Asking {
+    fn has(&self, model: &str) -> impl Future<Output = Has> + Send {
+        Asking::has(self, model)
+    }
+
+    fn load(&self, model: &str) -> impl Future<Output = Result<(), String>> + Send {
+        Asking::load(self, model)
+    }
+
+    fn unload(&self, model: &str) -> impl Future<Output = Result<(), String>> + Send {
+        Asking::unload(self, model)
+    }
+
+    fn files(
+        &self,
+        memory: &Memory,
+        model: &str,
+    ) -> impl Future<Output = Option<Fingerprint>> + Send {
+        memory.files(model)
+    }
+}
+
+/// Looks at one model that counts as running, and loads it where it is not there. True where
+/// something may have changed in the server.
+pub(crate) async fn put_back(memory: Memory, model: String, server: impl Serves) -> bool {
+    match server.has(&model).await {
+        Has::Ready => {
+            memory.change(|book, now| book.ended(&model, now));
+            return false;
+        }
+        Has::Loading | Has::Unclear => {
+            memory.change(|book, now| book.not_yet(&model, now));
+            return false;
+        }
+        Has::Not => {}
+    }
+    let files = server.files(&memory, &model).await;
+    if memory.0.drain.has_begun() || !memory.book().may_load(&model) {
+        memory.change(|book, now| book.not_yet(&model, now));
+        return false;
+    }
+    let _busy = memory.busy();
+    let begun = memory.now();
+    tracing::info!(model, "loading a model that the server has lost");
+    let outcome = server.load(&model).await;
+    let error = outcome.as_ref().err().cloned();
+    let mut then = memory.change(|book, now| {
+        let took = now.saturating_sub(begun);
+        let loaded = outcome.map(|()| Loaded {
+            at: now,
+            took,
+            files,
+        });
+        book.load_done(&model, loaded, now)
+    });
+    if then == Then::Wait {
+        then = memory.settled(&model).await;
+        if then == Then::Dropped {
+            memory.change(|book, now| book.ended(&model, now));
+        }
+    }
+    memory.0.series.done(then, error.is_none());
+    let took = memory.now().saturating_sub(begun);
+    match then {
+        Then::Restored => tracing::info!(model, ?took, "the model is back in memory"),
+        Then::Later => tracing::warn!(
+            model,
+            error,
+            "the model was not restored; it is tried again"
+        ),
+        Then::GivenUp => tracing::warn!(
+            model,
+            error,
+            "the model was not restored; it is left to the agent, which loads it at the next request for it"
+        ),
+        Then::Undo => {
+            tracing::info!(
+                model,
+                "the model was unloaded by its owner while it was restored: unloading it"
+            );
+            if let Err(error) = server.unload(&model).await {
+                tracing::warn!(model, error, "a model that nobody wants is still in memory");
+            }
+            memory.change(|book, now| book.ended(&model, now));
+        }
+        Then::Dropped | Then::Wait => {}
+    }
+    true
+}
