@@ -21,7 +21,7 @@
 //! and a phase by a part of their names.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -87,6 +87,8 @@ pub enum Ready {
     Goes,
     /// It goes after the grace for silence, and 3 s.
     GoesAfterGrace,
+    /// It may go, and comes back within 3 s although the fault lasts.
+    Recovers,
     /// The shim cannot be asked.
     Unasked,
 }
@@ -99,6 +101,9 @@ pub struct Expect {
     pub findings: &'static [&'static str],
     /// How often the scheduler may be told of the replica anew from the fault to its end.
     pub subscribes: usize,
+    /// Whether the shim refuses by its own answer, though the server might have served in the end:
+    /// a caller never hangs on a server known to be dead.
+    pub answers: bool,
     /// What is said of it in the documentation.
     pub words: &'static str,
 }
@@ -116,6 +121,8 @@ pub struct Row {
     /// The least time from one to the other.
     pub lasts: Duration,
     pub expect: Expect,
+    /// How many turns it takes, where it keeps the machine busy by itself.
+    pub weight: u32,
     /// Whether it is played without the shim too; not where the shim itself is what breaks.
     pub direct: bool,
     /// What the shim may hold more than before, in KiB, where the usual is not enough.
@@ -127,11 +134,25 @@ pub fn usual(_: &Place) -> Wants {
     Wants::default()
 }
 
+/// `SHIM_OUTAGE_GRACE` of a cell, before it is scaled, in milliseconds.
+pub const GRACE: u64 = 2000;
+
 /// The usual tolerance of memory, in KiB.
 pub const MEMORY: u64 = 12 << 10;
 
 /// How much slower this machine is than promised.
 pub fn factor() -> f64 {
+    static FACTOR: OnceLock<f64> = OnceLock::new();
+    *FACTOR.get_or_init(measured)
+}
+
+/// The periods of the shim are short here, and longer where the machine is slow: a server that
+/// gets no processor for seconds would be called silent, and rightly.
+pub fn scaled(millis: u64) -> Duration {
+    Duration::from_millis(millis).mul_f64(factor() / 2.0)
+}
+
+fn measured() -> f64 {
     if let Ok(set) = std::env::var("FAULTS_FACTOR") {
         return set.parse().unwrap();
     }
@@ -172,7 +193,8 @@ pub async fn run(rows: &[Row]) -> Vec<Cell> {
             if chosen(phase.name(), "FAULTS_PHASE") {
                 let turns = turns.clone();
                 cells.spawn(async move {
-                    let _turn = turns.acquire_owned().await.unwrap();
+                    let weight = row.weight.min(at_once as u32);
+                    let _turn = turns.acquire_many_owned(weight).await.unwrap();
                     // A thread for each: a cell that computes does not hold up the callers of others.
                     let played = move || super::process::runtime().block_on(play(row, phase));
                     let cell = tokio::task::spawn_blocking(played).await;
@@ -369,6 +391,12 @@ async fn told_of_fault(stage: &Stage, row: &Row, phase: Phase, played: &mut Play
     };
     match expected {
         Ready::Unasked => {}
+        Ready::Recovers => {
+            played.told_fault = until(promised(3.0), async || is_ready(stage).await).await;
+            if played.told_fault.is_none() {
+                played.complain("not ready again 3 s after the fault, while it lasts");
+            }
+        }
         Ready::Stays => {
             if phase == Phase::ColdStart {
                 played.told_fault = until(promised(5.0), async || is_ready(stage).await).await;
@@ -393,10 +421,10 @@ async fn told_of_fault(stage: &Stage, row: &Row, phase: Phase, played: &mut Play
         }
         Ready::Goes | Ready::GoesAfterGrace => {
             let grace = match expected {
-                Ready::GoesAfterGrace => 2.0,
-                _ => 0.0,
+                Ready::GoesAfterGrace => scaled(GRACE),
+                _ => Duration::ZERO,
             };
-            let limit = Duration::from_secs_f64(grace) + promised(3.0);
+            let limit = grace + promised(3.0);
             let gone = until(limit, async || {
                 stage.get("/readyz").await.is_some_and(|(code, _)| code == 503)
             });

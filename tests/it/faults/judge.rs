@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::driver::{Phase, Row, promised};
+use super::driver::{GRACE, Phase, Ready, Row, promised, scaled};
 use super::ledger::{Call, Fate, Kind};
 use super::process::Held;
 
@@ -64,6 +64,14 @@ impl Played {
         of.map(|(call, ..)| call).collect()
     }
 
+    fn served_in_the_fault(&self, kind: Kind) -> bool {
+        self.fates().any(|(call, _, fate)| {
+            let after = self.injected.is_some_and(|at| call.begun >= at);
+            let before = self.healed.is_some_and(|at| call.begun < at);
+            call.kind == kind && after && before && *fate == Fate::Served
+        }) || kind == Kind::GrpcStream
+    }
+
     /// From the end of the fault to the first answer.
     fn recovery(&self, kind: Kind) -> Option<Duration> {
         let healed = self.healed?;
@@ -111,12 +119,25 @@ pub fn all(row: &Row, phase: Phase, with: &Played, without: Option<&Played>) -> 
     }
     let mut say = |text: String| complaints.push(text);
     for kind in Kind::ALL {
-        let lost = with.lost_of(kind);
-        if without.lost_of(kind).is_empty() && !lost.is_empty() && phase != Phase::Idle {
+        let mut lost = with.lost_of(kind);
+        if row.expect.answers {
+            let grace = match row.expect.ready {
+                Ready::GoesAfterGrace => scaled(GRACE),
+                _ => Duration::ZERO,
+            };
+            let told = with.injected.map(|at| at + grace);
+            lost.retain(|call| {
+                !matches!(&call.end, Some((at, Fate::ByShim(_))) if told.is_some_and(|t| *at >= t))
+            });
+        }
+        // That it would have been served is seen, not believed.
+        let proof = without.lost_of(kind).is_empty() && without.served_in_the_fault(kind);
+        if proof && !lost.is_empty() && phase != Phase::Idle {
             let first = &lost[0];
             say(format!("{} of {kind:?} lost, none without the shim: {first:?}", lost.len()));
         }
-        if let Some(direct) = without.recovery(kind) {
+        // A stream is over when the callers are stopped.
+        if let Some(direct) = without.recovery(kind).filter(|_| kind != Kind::GrpcStream) {
             let limit = direct + promised(3.0);
             if with.recovery(kind).is_none_or(|took| took > limit) {
                 let took = with.recovery(kind);

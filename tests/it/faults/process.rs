@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::process::{Child, Command};
 
+use super::driver::{self, GRACE};
 use super::place::*;
 
 /// Sends a signal by its name.
@@ -108,6 +109,7 @@ pub fn held(pid: u32) -> Held {
 pub fn variables(place: &Place, more: &[(&str, String)]) -> Vec<(String, String)> {
     let ip = place.ip().to_string();
     let [http, grpc] = place.ports();
+    let scaled = |millis| format!("{}ms", driver::scaled(millis).as_millis());
     let mut all: Vec<(String, String)> = [
         ("SHIM_INFERENCE_HOSTS", ip.clone()),
         ("SHIM_INFERENCE_HTTP_PORT", http.to_string()),
@@ -123,10 +125,10 @@ pub fn variables(place: &Place, more: &[(&str, String)]) -> Vec<(String, String)
         ("SHIM_MEMORY_BYTES", "8Gi".into()),
         // The stand-in has no Python that could be looked at.
         ("SHIM_CAPABILITIES_LIST", "mlserver,sklearn".into()),
-        ("SHIM_PROBE_INTERVAL", "500ms".into()),
-        ("SHIM_PROBE_CONNECT_TIMEOUT", "500ms".into()),
-        ("SHIM_PROBE_TIMEOUT", "500ms".into()),
-        ("SHIM_OUTAGE_GRACE", "2s".into()),
+        ("SHIM_PROBE_INTERVAL", scaled(500)),
+        ("SHIM_PROBE_CONNECT_TIMEOUT", scaled(500)),
+        ("SHIM_PROBE_TIMEOUT", scaled(500)),
+        ("SHIM_OUTAGE_GRACE", scaled(GRACE)),
         ("SHIM_FAILBACK_HOLD", "1s".into()),
         ("SHIM_DRAIN_TIME", "4s".into()),
         ("SHIM_AGENT_READY_PORT", "0".into()),

@@ -156,6 +156,8 @@ async fn serve(ip: IpAddr) {
     let models = std::env::var(MODELS).unwrap();
     let models = models.split(',').filter(|m| !m.is_empty());
     server.set_models(models.map(|m| (m, "", "UNAVAILABLE")));
+    // A machine that is busy for seconds does not make a connection old.
+    server.set_idle_close(Duration::from_secs(60));
     let record = Arc::new(record);
     server.on_call(move |call| {
         if let Some(id) = call.header(ID) {

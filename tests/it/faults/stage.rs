@@ -1,6 +1,7 @@
 //! What a cell plays on: a server, a scheduler, an agent, and the shim between them or none.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ pub struct Stage {
     pub agent: Mutex<Option<FakeAgent>>,
     /// Tasks of a fault: they end with it.
     pub tasks: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
+    /// Whether the shim was told to end by the fault.
+    pub terminated: AtomicBool,
     /// What an act has to say about an invariant of its own.
     pub complaints: Mutex<Vec<String>>,
     pub wants: Wants,
@@ -74,6 +77,7 @@ impl Stage {
             shim: tokio::sync::Mutex::new(None),
             agent: Mutex::new(None),
             tasks: tokio::sync::Mutex::default(),
+            terminated: AtomicBool::new(false),
             complaints: Mutex::default(),
             wants,
             tls,
@@ -103,6 +107,11 @@ impl Stage {
         let mut config = AgentConfig::new(self.place.at(scheduler), self.requested());
         config.inference = Some(inference);
         *self.agent.lock().unwrap() = Some(FakeAgent::start(config));
+    }
+
+    /// Where its agent thinks the scheduler is.
+    pub fn scheduler_of_agent(&self) -> SocketAddr {
+        self.place.at(if self.with_shim { AGENT } else { SCHEDULER })
     }
 
     pub fn kill_agent(&self) {
