@@ -83,7 +83,13 @@ impl Played {
 }
 
 /// Every complaint about a cell.
-pub fn all(row: &Row, phase: Phase, with: &Played, without: Option<&Played>) -> Vec<String> {
+pub fn all(
+    row: &Row,
+    phase: Phase,
+    subscribes: usize,
+    with: &Played,
+    without: Option<&Played>,
+) -> Vec<String> {
     let mut complaints = with.complaints.clone();
     let mut say = |text: String| complaints.push(text);
     for (id, times) in with.received.iter().filter(|(_, times)| **times > 1) {
@@ -104,9 +110,9 @@ pub fn all(row: &Row, phase: Phase, with: &Played, without: Option<&Played>) -> 
     if !with.lost_models.is_empty() {
         say(format!("the server does not have {:?} again", with.lost_models));
     }
-    if with.subscribes > row.expect.subscribes {
-        let allowed = row.expect.subscribes;
-        say(format!("{} Subscribes, at most {allowed} were to come", with.subscribes));
+    if with.subscribes > subscribes {
+        let came = with.subscribes;
+        say(format!("{came} Subscribes, at most {subscribes} were to come"));
     }
     for line in with.log.lines().filter(|l| l.contains("panicked at") || l.contains("RUST_BACKTRACE")) {
         say(format!("panic: {line}"));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agent_shim::demo::scheduler::Manners;
 
-use super::driver::{Expect, MEMORY, Phase, Ready, Row, promised, run, usual};
+use super::driver::{Expect, MEMORY, Phase, Ready, Row, promised, run, run_pairs, usual};
 use super::place::Place;
 use super::stage::{LOADED, Wants};
 
@@ -578,10 +578,62 @@ pub fn rows() -> Vec<Row> {
     [server(), scheduler(), others()].concat()
 }
 
+/// The ten worst, of which all pairs are played: what takes the server, the scheduler, the agent or
+/// the shim away altogether, or makes one of them lie. The one that obeys nothing while it lasts
+/// comes last, so that it strikes second and is healed first.
+pub const WORST: [&str; 10] = [
+    "server-killed",
+    "server-refuses",
+    "server-garbage",
+    "server-breaks-off",
+    "scheduler-restarted",
+    "scheduler-errors",
+    "scheduler-wedged",
+    "agent-killed",
+    "shim-killed",
+    "server-wedged",
+];
+
+/// All pairs of the worst, 45.
+fn pairs() -> Vec<(Row, Row)> {
+    let rows = rows();
+    let row = |name: &str| *rows.iter().find(|r| r.name == name).expect("it is in the table");
+    let worst = WORST.map(row);
+    let seconds = |i: usize| worst[i + 1..].iter().map(move |second| (worst[i], *second));
+    (0..worst.len()).flat_map(seconds).collect()
+}
+
+fn all_good(cells: &[super::driver::Cell]) {
+    super::show::print(cells);
+    let bad = cells.iter().filter(|c| !c.complaints.is_empty()).count();
+    assert_eq!(bad, 0, "of {} cells so many are bad; see above", cells.len());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_shim_survives_what_breaks_beside_it() {
-    let cells = run(&rows()).await;
-    super::show::print(&cells);
-    let bad: Vec<_> = cells.iter().filter(|c| !c.complaints.is_empty()).collect();
-    assert!(bad.is_empty(), "{} cells of {} are bad", bad.len(), cells.len());
+    all_good(&run(&rows()).await);
+}
+
+/// Every seventh pair, so that each of the ten is there; `make faults` plays all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shim_survives_two_faults_at_once() {
+    let step = if std::env::var_os("FAULTS_FULL").is_some() { 1 } else { 7 };
+    let chosen: Vec<_> = pairs().into_iter().step_by(step).collect();
+    all_good(&run_pairs(&chosen).await);
+}
+
+/// `FAULTS_WRITE=1` writes the block instead.
+#[test]
+fn the_matrix_in_the_documentation_is_this_table() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reliability.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (begin, end) = ("<!-- fault matrix: begin -->\n", "<!-- fault matrix: end -->");
+    let (before, rest) = text.split_once(begin).unwrap();
+    let (block, after) = rest.split_once(end).unwrap();
+    let table = super::show::markdown(&rows(), &WORST);
+    if std::env::var_os("FAULTS_WRITE").is_some() {
+        std::fs::write(path, format!("{before}{begin}{table}{end}{after}")).unwrap();
+        return;
+    }
+    assert_eq!(block, table, "write it with FAULTS_WRITE=1");
 }
