@@ -71,7 +71,9 @@ pub async fn crowd(stage: &Stage) {
         served
     };
     // They share two cores with everybody: a minute is no promise, only an end.
-    let served = tokio::time::timeout(promised(20.0), all).await.unwrap_or_default();
+    let served = tokio::time::timeout(promised(20.0), all)
+        .await
+        .unwrap_or_default();
     if served.len() != CALLERS {
         stage.complain(format!("{} of {CALLERS} callers were served", served.len()));
     }
@@ -116,7 +118,9 @@ pub async fn huge(stage: &Stage) {
         }
     }
     if let Some(before) = before.filter(|before| most > before + HELD) {
-        stage.complain(format!("the shim held {most} KiB during huge messages, {before} before"));
+        stage.complain(format!(
+            "the shim held {most} KiB during huge messages, {before} before"
+        ));
     }
 }
 
@@ -139,7 +143,9 @@ async fn http(to: SocketAddr) -> Result<&'static str, String> {
     task.spawn(async move {
         let _ = connection.await;
     });
-    let call = Request::post("/sink").header("host", "test").header(ID, "9000000001");
+    let call = Request::post("/sink")
+        .header("host", "test")
+        .header(ID, "9000000001");
     let call = call.body(pieces(Bytes::new(), size())).unwrap();
     let answer = sender.send_request(call).await.map_err(say)?;
     let answer = answer.into_body().collect().await.map_err(say)?.to_bytes();

@@ -36,7 +36,9 @@ impl Played {
     }
 
     pub fn served(&self) -> usize {
-        self.fates().filter(|(_, _, fate)| **fate == Fate::Served).count()
+        self.fates()
+            .filter(|(_, _, fate)| **fate == Fate::Served)
+            .count()
     }
 
     pub fn lost(&self) -> usize {
@@ -60,7 +62,9 @@ impl Played {
     }
 
     fn lost_of(&self, kind: Kind) -> Vec<&Call> {
-        let of = self.fates().filter(|(call, _, fate)| call.kind == kind && fate.is_loss());
+        let of = self
+            .fates()
+            .filter(|(call, _, fate)| call.kind == kind && fate.is_loss());
         of.map(|(call, ..)| call).collect()
     }
 
@@ -97,7 +101,10 @@ pub fn all(
     }
     for (call, _, fate) in with.fates() {
         if *fate == Fate::Served && !with.received.contains_key(&call.id) {
-            say(format!("call {} was answered and never reached the server", call.id));
+            say(format!(
+                "call {} was answered and never reached the server",
+                call.id
+            ));
         }
     }
     for call in with.lost_in_peace().into_iter().take(3) {
@@ -108,13 +115,22 @@ pub fn all(
         say(format!("the scheduler's belief is wrong: {wrong}"));
     }
     if !with.lost_models.is_empty() {
-        say(format!("the server does not have {:?} again", with.lost_models));
+        say(format!(
+            "the server does not have {:?} again",
+            with.lost_models
+        ));
     }
     if with.subscribes > subscribes {
         let came = with.subscribes;
-        say(format!("{came} Subscribes, at most {subscribes} were to come"));
+        say(format!(
+            "{came} Subscribes, at most {subscribes} were to come"
+        ));
     }
-    for line in with.log.lines().filter(|l| l.contains("panicked at") || l.contains("RUST_BACKTRACE")) {
+    for line in with
+        .log
+        .lines()
+        .filter(|l| l.contains("panicked at") || l.contains("RUST_BACKTRACE"))
+    {
         say(format!("panic: {line}"));
     }
     let Some(without) = without else {
@@ -140,14 +156,19 @@ pub fn all(
         let proof = without.lost_of(kind).is_empty() && without.served_in_the_fault(kind);
         if proof && !lost.is_empty() && phase != Phase::Idle {
             let first = &lost[0];
-            say(format!("{} of {kind:?} lost, none without the shim: {first:?}", lost.len()));
+            say(format!(
+                "{} of {kind:?} lost, none without the shim: {first:?}",
+                lost.len()
+            ));
         }
         // A stream is over when the callers are stopped.
         if let Some(direct) = without.recovery(kind).filter(|_| kind != Kind::GrpcStream) {
             let limit = direct + promised(3.0);
             if with.recovery(kind).is_none_or(|took| took > limit) {
                 let took = with.recovery(kind);
-                say(format!("{kind:?} served again after {took:?}, without the shim {direct:?}"));
+                say(format!(
+                    "{kind:?} served again after {took:?}, without the shim {direct:?}"
+                ));
             }
         }
     }
@@ -168,7 +189,10 @@ fn hung(with: &Played, say: &mut impl FnMut(String)) {
         if open || (known && end.saturating_duration_since(call.begun) > limit) {
             let how = call.end.as_ref().map(|(_, fate)| fate);
             let took = end.saturating_duration_since(call.begun);
-            say(format!("hung: call {} ({:?}) took {took:?}, {how:?}", call.id, call.kind));
+            say(format!(
+                "hung: call {} ({:?}) took {took:?}, {how:?}",
+                call.id, call.kind
+            ));
         }
     }
 }

@@ -15,7 +15,9 @@ use super::place::*;
 /// Sends a signal by its name.
 pub fn signal(pid: u32, name: &str) {
     let pid = pid.to_string();
-    let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status();
+    let sent = std::process::Command::new("kill")
+        .args(["-s", name, &pid])
+        .status();
     assert!(sent.unwrap().success(), "no SIG{name} to {pid}");
 }
 
@@ -60,7 +62,11 @@ impl Shim {
         let program = env!("CARGO_BIN_EXE_agent-shim").to_string();
         let mut line: Vec<String> = before.to_vec();
         line.push(program);
-        let log = OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .unwrap();
         let child = Command::new(&line[0])
             .args(&line[1..])
             .env_clear()

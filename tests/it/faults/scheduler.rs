@@ -171,7 +171,8 @@ where
     let (mut from, mut to) = (std::pin::pin!(from), std::pin::pin!(to));
     let mut some = vec![0; 16 << 10];
     while let Ok(n @ 1..) = from.read(&mut some).await {
-        if state.wait_for(|s| !s.stalled).await.is_err() || to.write_all(&some[..n]).await.is_err() {
+        if state.wait_for(|s| !s.stalled).await.is_err() || to.write_all(&some[..n]).await.is_err()
+        {
             return;
         }
     }

@@ -57,7 +57,9 @@ impl Stage {
     pub async fn new(with_shim: bool, wants: fn(&Place) -> Wants) -> Stage {
         let place = Place::new();
         let wants = wants(&place);
-        let tls = wants.tls.then(|| super::tls::Authority::new(&place.folder, place.ip()));
+        let tls = wants
+            .tls
+            .then(|| super::tls::Authority::new(&place.folder, place.ip()));
         let server = Server::new(place.ip(), place.ports(), &place.folder);
         server.start(place.ip(), &[]).await;
         let identity: Option<Arc<ServerConfig>> = match (&tls, with_shim) {
@@ -111,7 +113,8 @@ impl Stage {
 
     /// Where its agent thinks the scheduler is.
     pub fn scheduler_of_agent(&self) -> SocketAddr {
-        self.place.at(if self.with_shim { AGENT } else { SCHEDULER })
+        self.place
+            .at(if self.with_shim { AGENT } else { SCHEDULER })
     }
 
     pub fn kill_agent(&self) {
@@ -212,7 +215,9 @@ pub async fn ask(to: SocketAddr, method: &str, path: &str, body: &str) -> Option
         let body = response.into_body().collect().await.ok()?.to_bytes();
         Some((code, String::from_utf8_lossy(&body).into_owned()))
     };
-    tokio::time::timeout(Duration::from_secs(2), call).await.ok()?
+    tokio::time::timeout(Duration::from_secs(2), call)
+        .await
+        .ok()?
 }
 
 /// Asks until something is so, and says how long it took; `None` where it was not within the limit.

@@ -63,7 +63,9 @@ fn server() -> Vec<Row> {
             heal: |stage| {
                 Box::pin(async {
                     if stage.with_shim && !stage.scheduler.subscribes().is_empty() {
-                        stage.complain("the scheduler was told of a replica without a server".into());
+                        stage.complain(
+                            "the scheduler was told of a replica without a server".into(),
+                        );
                     }
                     stage.server.start(stage.place.ip(), &[]).await;
                 })
@@ -101,7 +103,10 @@ fn server() -> Vec<Row> {
             name: "server-moved",
             fault: "the server comes back on another address of SHIM_INFERENCE_HOSTS, and later on the first",
             wants: |place| Wants {
-                env: vec![("SHIM_INFERENCE_HOSTS", format!("{},{}", place.ip(), place.beside()))],
+                env: vec![(
+                    "SHIM_INFERENCE_HOSTS",
+                    format!("{},{}", place.ip(), place.beside()),
+                )],
                 ..Wants::default()
             },
             inject: |stage| {
@@ -114,7 +119,10 @@ fn server() -> Vec<Row> {
             heal: |stage| {
                 Box::pin(async {
                     stage.server.kill().await;
-                    stage.server.start(stage.place.ip(), &[LOADED, "second_1"]).await;
+                    stage
+                        .server
+                        .start(stage.place.ip(), &[LOADED, "second_1"])
+                        .await;
                 })
             },
             lasts: 2 * SECOND,
@@ -276,7 +284,11 @@ fn names(place: &Place, known: bool) {
         false => String::new(),
     };
     std::fs::write(place.folder.join("hosts"), line).unwrap();
-    std::fs::write(place.folder.join("resolv.conf"), "nameserver 127.0.0.53\noptions attempts:1 timeout:1\n").unwrap();
+    std::fs::write(
+        place.folder.join("resolv.conf"),
+        "nameserver 127.0.0.53\noptions attempts:1 timeout:1\n",
+    )
+    .unwrap();
 }
 
 /// What every fault of the scheduler has in common: no caller and no probe feels it.
@@ -597,7 +609,12 @@ pub const WORST: [&str; 10] = [
 /// All pairs of the worst, 45.
 fn pairs() -> Vec<(Row, Row)> {
     let rows = rows();
-    let row = |name: &str| *rows.iter().find(|r| r.name == name).expect("it is in the table");
+    let row = |name: &str| {
+        *rows
+            .iter()
+            .find(|r| r.name == name)
+            .expect("it is in the table")
+    };
     let worst = WORST.map(row);
     let seconds = |i: usize| worst[i + 1..].iter().map(move |second| (worst[i], *second));
     (0..worst.len()).flat_map(seconds).collect()
@@ -606,7 +623,12 @@ fn pairs() -> Vec<(Row, Row)> {
 fn all_good(cells: &[super::driver::Cell]) {
     super::show::print(cells);
     let bad = cells.iter().filter(|c| !c.complaints.is_empty()).count();
-    assert_eq!(bad, 0, "of {} cells so many are bad; see above", cells.len());
+    assert_eq!(
+        bad,
+        0,
+        "of {} cells so many are bad; see above",
+        cells.len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -617,7 +639,11 @@ async fn the_shim_survives_what_breaks_beside_it() {
 /// Every seventh pair, so that each of the ten is there; `make faults` plays all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_shim_survives_two_faults_at_once() {
-    let step = if std::env::var_os("FAULTS_FULL").is_some() { 1 } else { 7 };
+    let step = if std::env::var_os("FAULTS_FULL").is_some() {
+        1
+    } else {
+        7
+    };
     let chosen: Vec<_> = pairs().into_iter().step_by(step).collect();
     all_good(&run_pairs(&chosen).await);
 }
@@ -627,7 +653,10 @@ async fn the_shim_survives_two_faults_at_once() {
 fn the_matrix_in_the_documentation_is_this_table() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reliability.md");
     let text = std::fs::read_to_string(path).unwrap();
-    let (begin, end) = ("<!-- fault matrix: begin -->\n", "<!-- fault matrix: end -->");
+    let (begin, end) = (
+        "<!-- fault matrix: begin -->\n",
+        "<!-- fault matrix: end -->",
+    );
     let (before, rest) = text.split_once(begin).unwrap();
     let (block, after) = rest.split_once(end).unwrap();
     let table = super::show::markdown(&rows(), &WORST);
