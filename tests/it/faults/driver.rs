@@ -22,7 +22,9 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -30,8 +32,9 @@ use tokio::task::JoinSet;
 use super::judge::{self, Played};
 use super::load::Load;
 use super::place::Place;
+use super::process::variable;
 use super::scheduler::until_right;
-use super::stage::{Stage, Wants, ask, until};
+use super::stage::{Stage, Wants, until};
 
 pub type Step<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 pub type Act = for<'a> fn(&'a Stage) -> Step<'a>;
@@ -153,7 +156,7 @@ pub fn scaled(millis: u64) -> Duration {
 }
 
 fn measured() -> f64 {
-    if let Ok(set) = std::env::var("FAULTS_FACTOR") {
+    if let Some(set) = variable("FAULTS_FACTOR") {
         return set.parse().unwrap();
     }
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -214,11 +217,9 @@ fn title((row, second, _): &Planned) -> String {
 }
 
 async fn play_all(mut plan: Vec<Planned>) -> Vec<Cell> {
-    let chosen = |name: &str, variable: &str| {
-        std::env::var(variable).map_or(true, |part| name.contains(&part))
-    };
+    let chosen = |name: &str, by: &str| variable(by).is_none_or(|part| name.contains(&part));
     plan.retain(|cell| chosen(&title(cell), "FAULTS") && chosen(cell.2.name(), "FAULTS_PHASE"));
-    let at_once = std::env::var("FAULTS_AT_ONCE").map_or(8, |n| n.parse().unwrap());
+    let at_once = variable("FAULTS_AT_ONCE").map_or(8, |n| n.parse().unwrap());
     let turns = Arc::new(Semaphore::new(at_once));
     let mut cells = JoinSet::new();
     for (place, planned) in plan.into_iter().enumerate() {
@@ -263,7 +264,7 @@ async fn play(planned: Planned) -> Cell {
             title(&planned),
             phase.name()
         );
-        if std::env::var_os("FAULTS_LOG").is_some() {
+        if variable("FAULTS_LOG").is_some() {
             eprintln!("{}", with.log);
         }
     }
@@ -349,7 +350,13 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
         played.lost_models.clear();
     }
     if phase != Phase::ColdStart && with_shim {
-        played.subscribes = stage.scheduler.subscribes().len() - subscribes;
+        let all = stage.scheduler.subscribes();
+        played.subscribes = all.len() - subscribes;
+        // The tight loop's carry nothing.
+        let wrong = |s: &&super::scheduler::Subscribed| s.total != stage.total() && s.total != 0;
+        if let Some(wrong) = all.iter().find(wrong) {
+            played.complain(format!("the scheduler was told of {} bytes", wrong.total));
+        }
     }
     if load.is_none() {
         load = Some(Load::start(stage.targets(), &stage.ledger));
@@ -565,11 +572,4 @@ async fn end(stage: &Stage, row: &Row, played: &mut Played) {
         Some(Some(0)) => {}
         other => played.complain(format!("SIGTERM ended it with {other:?}, not 0")),
     }
-}
-
-/// Whether the server's port answers at all, for acts that wait for it.
-pub async fn answers(stage: &Stage) -> bool {
-    ask(stage.server.http(), "GET", "/v2/health/live", "")
-        .await
-        .is_some()
 }

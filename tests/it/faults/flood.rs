@@ -85,7 +85,7 @@ pub async fn crowd(stage: &Stage) {
 
 /// The size: all of it where somebody asked for the full matrix, else an eighth.
 fn size() -> u64 {
-    match std::env::var_os("FAULTS_FULL") {
+    match super::process::variable("FAULTS_FULL") {
         Some(_) => MESSAGE,
         None => MESSAGE / 8,
     }

@@ -1,7 +1,9 @@
 //! What was wrong with a cell, from what was recorded. No sockets.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::driver::{GRACE, Phase, Ready, Row, promised, scaled};
 use super::ledger::{Call, Fate, Kind};

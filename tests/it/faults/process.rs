@@ -12,6 +12,12 @@ use tokio::process::{Child, Command};
 use super::driver::{self, GRACE};
 use super::place::*;
 
+/// A variable of the tests' own; the program's are read by `config` alone.
+#[allow(clippy::disallowed_methods)]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 /// Sends a signal by its name.
 pub fn signal(pid: u32, name: &str) {
     let pid = pid.to_string();

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use agent_shim::demo::agent::{AgentConfig, FakeAgent};
 use agent_shim::demo::scheduler::Manners;

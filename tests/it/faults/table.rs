@@ -7,6 +7,7 @@ use agent_shim::demo::scheduler::Manners;
 
 use super::driver::{Expect, MEMORY, Phase, Ready, Row, promised, run, run_pairs, usual};
 use super::place::Place;
+use super::process::variable;
 use super::stage::{LOADED, Wants};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -639,7 +640,7 @@ async fn the_shim_survives_what_breaks_beside_it() {
 /// Every seventh pair, so that each of the ten is there; `make faults` plays all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_shim_survives_two_faults_at_once() {
-    let step = if std::env::var_os("FAULTS_FULL").is_some() {
+    let step = if variable("FAULTS_FULL").is_some() {
         1
     } else {
         7
@@ -660,7 +661,7 @@ fn the_matrix_in_the_documentation_is_this_table() {
     let (before, rest) = text.split_once(begin).unwrap();
     let (block, after) = rest.split_once(end).unwrap();
     let table = super::show::markdown(&rows(), &WORST);
-    if std::env::var_os("FAULTS_WRITE").is_some() {
+    if variable("FAULTS_WRITE").is_some() {
         std::fs::write(path, format!("{before}{begin}{table}{end}{after}")).unwrap();
         return;
     }
