@@ -213,6 +213,8 @@ impl Splice {
         };
         let mut up = pin!(async {
             upward.send(&self.to_server).await?;
+            // A connection may live for days.
+            drop(self.to_server);
             let count = |head: &FrameHead| {
                 if lock().see(|calls| calls.from_caller(head))
                     && let Some(opened) = &opened
@@ -226,6 +228,7 @@ impl Splice {
         });
         let mut down = pin!(async {
             downward.send(&self.to_caller).await?;
+            drop(self.to_caller);
             let count = |head: &FrameHead| {
                 lock().see(|calls| calls.from_server(head));
             };

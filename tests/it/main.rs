@@ -22,6 +22,7 @@ mod drain;
 mod faults;
 mod gather;
 mod grpc_relay;
+mod hostile;
 mod http_relay;
 mod inject;
 mod life_cycle;
