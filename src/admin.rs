@@ -1,41 +1,31 @@
 //! The admin port: health for kubelet, metrics for Prometheus, status for people and scripts.
 //! HTTP/1.1, HTTP/2 and gRPC (`grpc.health.v1`) on one port. Read-only but for [`drain`].
 
-use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower::ServiceExt;
 
 use crate::metrics::Metrics;
-use crate::relay::frames::PREFACE;
-use crate::relay::{accept_failed, prepare};
+use crate::relay::guarded::Guarded;
 use crate::scrape::{self, Scrape};
 use crate::state::Shared;
 
 pub mod drain;
 mod page;
+mod pieces;
+mod port;
 pub mod status;
 
-/// Connections that are served at once; more wait in the listener's queue.
-const MAX_CONNECTIONS: usize = 256;
-/// Limit for a request's headers, and so for an idle connection.
-const HEADER_LIMIT: Duration = Duration::from_secs(30);
+use pieces::Pieces;
+pub use port::serve;
+pub(crate) use port::serve_with;
 
 /// The body of every answer.
 pub(crate) type Body = tonic::body::Body;
@@ -120,7 +110,9 @@ impl Admin {
             "/metrics" if asks("merge") => {
                 self.shared.remote_conditions();
                 let guarded = request.headers().contains_key(scrape::GUARD);
-                exposition(self.scrape.document(guarded).await)
+                let (page, turn) = self.scrape.document(guarded).await;
+                // A merged page is large: it counts as under way until it has been read.
+                exposition(page).map(|body| Body::new(Guarded::new(body, turn)))
             }
             "/metrics" => {
                 // Nobody else asks for these between two scrapes.
@@ -173,7 +165,7 @@ impl Admin {
 
 /// A whole body.
 pub(crate) fn body(bytes: impl Into<Bytes>) -> Body {
-    Body::new(Full::new(bytes.into()).map_err(|never| match never {}))
+    Body::new(Pieces(bytes.into()).map_err(|never| match never {}))
 }
 
 /// The answer of `/metrics`.
@@ -214,102 +206,5 @@ pub async fn report(shared: Shared, reporter: HealthReporter) {
         // Changes beyond the pod are noticed and exported although nobody asks for them.
         shared.remote_conditions();
         shared.changed().await;
-    }
-}
-
-/// Whether the caller shows in time what it speaks. The library waits for that without a bound,
-/// and callers who say nothing would take every place, kubelet's too.
-async fn begun(stream: &TcpStream, limit: Duration) -> bool {
-    let shown = async {
-        let mut first = [0; PREFACE.len()];
-        loop {
-            match stream.peek(&mut first).await {
-                Ok(0) | Err(_) => return false,
-                Ok(n) if n == first.len() || !PREFACE.starts_with(&first[..n]) => return true,
-                // Bytes that are only peeked at wake again at once.
-                Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        }
-    };
-    timeout(limit, shown).await.unwrap_or(false)
-}
-
-/// Accepts on one listener for ever.
-pub async fn serve(listener: TcpListener, admin: Admin) {
-    let admin = Arc::new(admin);
-    serve_with(listener, move |request, peer| {
-        let admin = admin.clone();
-        async move { admin.answer(request, peer).await }
-    })
-    .await;
-}
-
-/// As [`serve`], with answers from elsewhere.
-pub(crate) async fn serve_with<A, F>(listener: TcpListener, answer: A)
-where
-    A: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
-{
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let place = places.clone().acquire_owned().await;
-        let (stream, peer) = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    accept_failed(&error, "admin").await;
-                    continue;
-                }
-            },
-            Some(_) = connections.join_next() => continue,
-        };
-        prepare(&stream);
-        let answer = answer.clone();
-        connections.spawn(async move {
-            let _place = place;
-            if !begun(&stream, HEADER_LIMIT).await {
-                return;
-            }
-            let service = service_fn(move |request| {
-                let answering = answer(request, peer.ip());
-                async move { Ok::<_, Infallible>(answering.await) }
-            });
-            let mut builder = auto::Builder::new(TokioExecutor::new());
-            builder
-                .http1()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_LIMIT);
-            builder.http2().max_header_list_size(16 * 1024);
-            // A caller's broken connection is the caller's concern.
-            let _ = builder
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::AsyncWriteExt;
-
-    #[tokio::test]
-    async fn a_caller_that_does_not_show_what_it_speaks_gives_its_place_back() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        for (said, taken) in [
-            (&b""[..], false),
-            (&PREFACE[..5], false),
-            (PREFACE, true),
-            (b"GET", true),
-        ] {
-            let mut caller = TcpStream::connect(listener.local_addr().unwrap())
-                .await
-                .unwrap();
-            let (stream, _) = listener.accept().await.unwrap();
-            caller.write_all(said).await.unwrap();
-            let limit = Duration::from_millis(200);
-            assert_eq!(begun(&stream, limit).await, taken, "{said:?}");
-        }
     }
 }

@@ -33,6 +33,7 @@ use crate::relay::{self, Context, RelayMetrics};
 use crate::restore::{self, Memory};
 use crate::scrape::Scrape;
 use crate::state::{Parts, Shared};
+use crate::telemetry;
 use crate::worker::{self, Worker};
 
 mod bind;
@@ -287,6 +288,7 @@ impl App {
             let relay = relay::serve(listener, grpc.clone(), drain.clone());
             tasks.spawn(named("gRPC relay", relay));
         }
+        tasks.spawn(named("log limit", telemetry::tell_what_was_left_out()));
         tasks.spawn(named("observer", observer.run()));
         tasks.spawn(named("agent watcher", agent_watcher.run()));
         tasks.spawn(named("drain", coordinator.run()));

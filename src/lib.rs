@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod agent;
 pub mod app;
+pub mod budget;
 pub mod capability;
 pub mod capacity;
 pub mod cli;
@@ -31,6 +32,7 @@ pub mod metrics;
 pub mod models;
 pub mod nearest;
 pub mod observer;
+pub mod places;
 pub mod prestop;
 pub mod prober;
 pub mod process;

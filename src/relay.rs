@@ -24,6 +24,7 @@ use crate::drain::{Busy, Drain};
 use crate::endpoint::Protocol;
 use crate::metrics::Metrics;
 use crate::models::Poke;
+use crate::places::{Cuts, Place, Places};
 use crate::prober::Watching;
 use crate::restore::Memory;
 use crate::view::View;
@@ -44,6 +45,10 @@ pub mod opening;
 pub mod repository;
 pub mod reserved;
 pub mod splice;
+
+/// Connections of one listener that are served at once, at less than 10 KB each: many more than the
+/// calls that one server can work on.
+const MAX_CONNECTIONS: usize = 1_024;
 
 /// Everything a connection needs. Cloned for each relay.
 #[derive(Debug, Clone)]
@@ -158,14 +163,17 @@ pub fn prepare(stream: &TcpStream) {
 /// Accepts on one listener for ever. Connections are owned here, so they end with the relay.
 pub async fn serve(listener: TcpListener, context: Context, drain: Drain) {
     let context = Arc::new(context);
+    let places = Places::new(MAX_CONNECTIONS, Cuts::Idle);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
+                    // The queue of the listener is the place to wait while every other runs a call.
+                    places.room().await;
                     prepare(&stream);
-                    let busy = drain.busy();
-                    connections.spawn(connection(stream, peer, context.clone(), busy));
+                    let held = (places.take(), drain.busy());
+                    connections.spawn(connection(stream, peer, context.clone(), held));
                 }
                 Err(error) => {
                     accept_failed(&error, context.protocol.as_str()).await;
@@ -190,14 +198,19 @@ pub async fn accept_failed(error: &io::Error, listener: &'static str) {
     sleep(Duration::from_millis(100)).await;
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, context: Arc<Context>, _busy: Busy) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    context: Arc<Context>,
+    (place, _busy): (Place, Busy),
+) {
     let open = context.metrics.open.clone();
     open.inc();
     let guard = Decrement(open);
     let end = match context.protocol {
         // Boxed: one protocol's connections are not as large as the other's.
-        Protocol::Http => Box::pin(http::serve(stream, &context)).await,
-        Protocol::Grpc => Box::pin(grpc::serve(stream, &context)).await,
+        Protocol::Http => Box::pin(http::serve(stream, &context, &place)).await,
+        Protocol::Grpc => Box::pin(grpc::serve(stream, &context, &place)).await,
     };
     drop(guard);
     context.metrics.ended(end);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use prometheus::{GaugeVec, IntCounterVec};
 use reqwest::Client;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::config::agent::MergeConfig;
@@ -118,12 +118,12 @@ impl Scrape {
     }
 
     /// The merged document, or the shim's own where it is not switched on. `guarded` where a
-    /// merging shim asks.
-    pub async fn document(&self, guarded: bool) -> Vec<u8> {
+    /// merging shim asks. The turn is held until the document has been sent: each may be large.
+    pub async fn document(&self, guarded: bool) -> (Vec<u8>, Option<OwnedSemaphorePermit>) {
         let only = |why: &str| {
             let mut text = format!("# {why}\n").into_bytes();
             text.extend(self.metrics.render());
-            text
+            (text, None)
         };
         if !self.config.on {
             return only("not merged: SHIM_MERGE_METRICS is false");
@@ -132,7 +132,8 @@ impl Scrape {
             return only("not merged: the caller is a merging agent-shim");
         }
         // Whoever waits holds a connection of the admin port, which kubelet's probes need too.
-        let Ok(Ok(_turn)) = timeout(WAIT, self.turns.acquire()).await else {
+        let turn = timeout(WAIT, self.turns.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
             return only("not merged: other merged scrapes are under way");
         };
         let server = self
@@ -157,11 +158,11 @@ impl Scrape {
             .collect();
         let own = self.metrics.render();
         match Document::read(&String::from_utf8_lossy(&own), false) {
-            Ok(own) => merge(own, others).into_bytes(),
+            Ok(own) => (merge(own, others).into_bytes(), Some(turn)),
             // Cannot be, and must not cost the scrape if it is.
             Err(error) => {
                 tracing::error!(%error, "the shim's own metrics cannot be merged");
-                own
+                (own, None)
             }
         }
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, Response, Version, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -25,12 +25,16 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::budget::Charge;
 use crate::clock::Clock;
 use crate::config::Mode;
 use crate::config::scheduler::Target;
 use crate::drain::{Busy, Drain};
 use crate::metrics::Metrics;
+use crate::places::{Cuts, Place, Places};
 use crate::prober::connect::innermost;
+use crate::relay::greeting::begun;
+use crate::relay::guarded::Guarded;
 use crate::relay::{accept_failed, prepare};
 use crate::tls;
 
@@ -51,21 +55,30 @@ pub mod subscribe;
 pub mod upstream;
 pub mod wire;
 
-use body::{DEADLINE_EXCEEDED, Outgoing, UNAVAILABLE, refusal};
+use body::{DEADLINE_EXCEEDED, Outgoing, RESOURCE_EXHAUSTED, UNAVAILABLE, refusal};
 use correct::Correct;
 use editor::Editor;
 use live::Registry;
 use metrics::SubscriptionMetrics;
 use pace::Renewal;
 use status::{Phase, Status};
-use upstream::{Line, MAX_HEADERS, Upstream};
+use upstream::{Line, Upstream};
 
 const SUBSCRIBE: &str = "/seldon.mlops.agent.AgentService/Subscribe";
 const EVENT: &str = "/seldon.mlops.agent.AgentService/AgentEvent";
 const DRAIN: &str = "/seldon.mlops.agent.AgentService/AgentDrain";
 
-/// Calls of one agent at a time: one for each model that changes, and the few long ones.
-const MAX_CALLS: u32 = 10_000;
+/// Calls of one connection at a time: one for each model that changes, and the few long ones. An
+/// agent with more waits for the first ones to end.
+const MAX_CALLS: u32 = 1_000;
+/// Connections at once; the agent has one or two.
+const MAX_CONNECTIONS: usize = 64;
+/// Limit for a caller's first bytes.
+const BEGIN_LIMIT: Duration = Duration::from_secs(30);
+/// Largest header list of a call; the agent's have a few hundred bytes.
+const MAX_CALL_HEADERS: u32 = 64 * 1024;
+/// What of requests may be on its way and not yet taken.
+const WINDOW: u32 = 256 * 1024;
 /// Longest time between two looks at whether the report is still true, and at the TLS files.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// While a model is being loaded, the next look comes sooner.
@@ -153,12 +166,15 @@ impl Interposer {
 
     /// Accepts the agent's connections for ever. They are owned here, so they end with it.
     pub async fn serve(self, listener: TcpListener, drain: Drain) {
+        let places = Places::new(MAX_CONNECTIONS, Cuts::Idle);
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        connections.spawn(self.clone().connection(stream, drain.busy()));
+                        places.room().await;
+                        let held = (places.take(), drain.busy());
+                        connections.spawn(self.clone().connection(stream, held));
                     }
                     Err(error) => accept_failed(&error, "agent").await,
                 },
@@ -226,19 +242,37 @@ impl Interposer {
         }
     }
 
-    async fn connection(self, stream: TcpStream, _busy: Busy) {
+    async fn connection(self, stream: TcpStream, (place, _busy): (Place, Busy)) {
         prepare(&stream);
-        let service = service_fn(move |request| {
-            let interposer = self.clone();
-            async move { Ok::<_, Infallible>(interposer.handle(request).await) }
+        tokio::select! {
+            begun = begun(&stream, BEGIN_LIMIT) => if !begun {
+                return;
+            },
+            () = place.wanted() => return,
+        }
+        let marker = place.marker();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (interposer, call) = (self.clone(), marker.call());
+            async move {
+                let (response, held) = match Charge::call(request.headers()) {
+                    Ok(held) => (interposer.handle(request).await, Some(held)),
+                    Err(error) => (refusal(RESOURCE_EXHAUSTED, &error.to_string()), None),
+                };
+                Ok::<_, Infallible>(response.map(|body| Guarded::new(body, (call, held))))
+            }
         });
-        // An error here is the agent's connection going away; each call has had its own answer.
-        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .auto_date_header(false)
-            .max_header_list_size(MAX_HEADERS)
+            .max_header_list_size(MAX_CALL_HEADERS)
             .max_concurrent_streams(MAX_CALLS)
-            .serve_connection(TokioIo::new(stream), service)
-            .await;
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .serve_connection(TokioIo::new(stream), service);
+        // An error here is the agent's connection going away; each call has had its own answer.
+        tokio::select! {
+            _ = served => {}
+            () = place.wanted() => {}
+        }
     }
 
     async fn handle(self, request: Request<Incoming>) -> Response<Outgoing> {
@@ -330,9 +364,26 @@ async fn send(
     }
 }
 
-/// The whole body of a request, as long as the agent likes it; an error is the agent going away.
-async fn whole(body: Incoming) -> Result<Bytes, hyper::Error> {
-    Ok(body.collect().await?.to_bytes())
+/// The body of a request that is read whole, and what it holds of the memory for all callers.
+struct Whole {
+    bytes: Bytes,
+    _held: Charge,
+}
+
+/// The whole body of a request; or, where the agent has gone or says too much, its answer.
+async fn whole(mut body: Incoming) -> Result<Whole, Response<Outgoing>> {
+    let (mut bytes, mut held) = (BytesMut::new(), Charge::default());
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| refusal(UNAVAILABLE, &format!("the request broke off: {error}")))?;
+        if let Ok(data) = frame.into_data() {
+            held.add(data.len())
+                .map_err(|error| refusal(RESOURCE_EXHAUSTED, &error.to_string()))?;
+            bytes.extend_from_slice(&data);
+        }
+    }
+    let bytes = bytes.freeze();
+    Ok(Whole { bytes, _held: held })
 }
 
 /// The headers for a body that may have another length than the one that came.

@@ -7,6 +7,10 @@ use tracing_subscriber::prelude::*;
 
 use crate::config::{LogFilter, LogFormat};
 
+mod limit;
+
+pub use limit::tell as tell_what_was_left_out;
+
 /// Whether a text is a log filter: a level, or a comma list of `target=level`.
 pub fn is_filter(text: &str) -> bool {
     let directive_ok = |directive: &str| {
@@ -24,7 +28,9 @@ pub fn init(filter: &LogFilter, format: LogFormat) {
         .as_str()
         .parse()
         .unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
-    let registry = tracing_subscriber::registry().with(targets);
+    let registry = tracing_subscriber::registry()
+        .with(targets)
+        .with(limit::Limit::default());
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     // The error says that a subscriber is already there, which is what was wanted.
     let _ = match format {

@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use std::sync::Once;
 use std::time::Duration;
 
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, ORIGIN};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN, REFERER, USER_AGENT};
+use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
@@ -49,13 +50,16 @@ pub(super) async fn answer(
             "a drain may be begun from loopback only; SHIM_DRAIN_ENDPOINT=true lets kubelet's httpGet hooks, and whoever else reaches this port, begin one\n",
         );
     }
-    // Through a port-forward every caller is on loopback, also a page of somebody else's that the
-    // browser of the person who forwards happens to show.
-    let led = request.headers().get("sec-fetch-site");
-    if led.is_some_and(|site| site != "none") || request.headers().contains_key(ORIGIN) {
+    if is_led(request) {
         return text(
             StatusCode::FORBIDDEN,
             "a drain is not begun by a page in a browser\n",
+        );
+    }
+    if !is_addressed(request) {
+        return text(
+            StatusCode::FORBIDDEN,
+            "a drain is begun at an address: the Host of the request must be an IP address or localhost\n",
         );
     }
     let bound = shared.drains.bound;
@@ -113,9 +117,105 @@ fn may_begin(open: bool, peer: IpAddr) -> bool {
     open || peer.to_canonical().is_loopback()
 }
 
+/// Whether somebody else's page makes a person's browser ask. Through a port-forward every caller
+/// is on loopback. Browsers say where a request comes from only towards addresses they call
+/// trustworthy; one that says nothing is not believed.
+fn is_led<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    let is_browser = headers
+        .get(USER_AGENT)
+        .is_some_and(|agent| agent.as_bytes().starts_with(b"Mozilla/"));
+    match headers.get("sec-fetch-site") {
+        Some(site) => site != "none" || headers.contains_key(ORIGIN),
+        None => is_browser || headers.contains_key(ORIGIN) || headers.contains_key(REFERER),
+    }
+}
+
+/// Whether the request names an address, as kubelet and hooks do, and not a name: a page of
+/// `evil.example` whose name points to this address now is of the same origin as this port.
+fn is_addressed<B>(request: &Request<B>) -> bool {
+    let is_address = |text: &str| {
+        let Ok(authority) = text.parse::<Authority>() else {
+            return false;
+        };
+        let host = authority.host();
+        let ip = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        authority.as_str().split('@').count() == 1
+            && (host.eq_ignore_ascii_case("localhost")
+                || ip.unwrap_or(host).parse::<IpAddr>().is_ok())
+    };
+    let hosts = request.headers().get_all(HOST);
+    let target = request.uri().authority().map(Authority::as_str);
+    // HTTP/1.0 names nothing; a browser speaks no HTTP/1.0.
+    hosts.iter().all(|host| host.to_str().is_ok_and(is_address)) && target.is_none_or(is_address)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn request(target: &str, headers: &[(&str, &str)]) -> Request<()> {
+        let mut request = Request::builder().uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap()
+    }
+
+    #[test]
+    fn a_drain_is_begun_at_an_address_and_never_at_a_name() {
+        for (host, taken) in [
+            ("127.0.0.1:9680", true),
+            ("10.1.2.3", true),
+            ("[::1]:9680", true),
+            ("[fd00::1]", true),
+            ("localhost:9680", true),
+            ("LocalHost", true),
+            ("evil.example:9680", false),
+            ("localhost.evil.example", false),
+            ("127.0.0.1.evil.example", false),
+            ("127.0.0.1@evil.example", false),
+            ("evil@127.0.0.1", false),
+            ("0x7f000001", false),
+            ("127.1", false),
+            ("", false),
+            ("a b", false),
+        ] {
+            assert_eq!(
+                is_addressed(&request("/drain", &[("host", host)])),
+                taken,
+                "{host}"
+            );
+        }
+        assert!(is_addressed(&request("/drain", &[])));
+        // Both places count, and every line.
+        let both = [("host", "127.0.0.1")];
+        assert!(!is_addressed(&request("http://evil.example/drain", &both)));
+        let twice = [("host", "127.0.0.1"), ("host", "evil.example")];
+        assert!(!is_addressed(&request("/drain", &twice)));
+    }
+
+    #[test]
+    fn no_page_leads_a_browser_here() {
+        let browser = ("user-agent", "Mozilla/5.0 (X11; Linux x86_64)");
+        for (headers, led) in [
+            (&[][..], false),
+            (&[("user-agent", "kube-lifecycle/1.33")], false),
+            (&[("user-agent", "curl/8.5.0")], false),
+            (&[browser, ("sec-fetch-site", "none")], false),
+            (&[browser, ("sec-fetch-site", "cross-site")], true),
+            (&[browser, ("sec-fetch-site", "same-origin")], true),
+            (&[browser], true),
+            (&[("referer", "http://a/")], true),
+            (&[("origin", "http://a")], true),
+            (
+                &[browser, ("sec-fetch-site", "none"), ("origin", "null")],
+                true,
+            ),
+        ] {
+            assert_eq!(is_led(&request("/drain", headers)), led, "{headers:?}");
+        }
+    }
 
     #[test]
     fn only_loopback_begins_a_drain_unless_it_was_opened() {

@@ -162,6 +162,8 @@ pub fn grpc_health(context: &Context, question: Question) -> (Bytes, HeaderMap) 
 
 /// The gRPC statuses that the shim gives.
 pub const PERMISSION_DENIED: u16 = 7;
+/// Callers hold too much memory of the shim already.
+pub const RESOURCE_EXHAUSTED: u16 = 8;
 /// The server is down.
 pub const UNAVAILABLE: u16 = 14;
 

@@ -5,16 +5,28 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::frames::PREFACE;
 use super::{Context, End};
 use crate::endpoint::Protocol;
+use crate::places::Place;
+
+/// How often a caller that has shown a part of HTTP/2's first bytes is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Waits for the first bytes and gives them back with the connection. A caller of another
 /// protocol is told so; one that says nothing in time is let go.
-pub async fn greet(mut stream: TcpStream, context: &Context) -> Result<(TcpStream, Bytes), End> {
-    let told = match sniff(&mut stream, context.header_timeout).await {
+pub async fn greet(
+    mut stream: TcpStream,
+    context: &Context,
+    place: &Place,
+) -> Result<(TcpStream, Bytes), End> {
+    let sniffed = tokio::select! {
+        sniffed = sniff(&mut stream, context.header_timeout) => sniffed,
+        () = place.wanted() => return Err(End::Closed),
+    };
+    let told = match sniffed {
         Ok((Spoken::Http1, before)) if context.protocol == Protocol::Http => {
             return Ok((stream, before));
         }
@@ -33,6 +45,23 @@ pub async fn greet(mut stream: TcpStream, context: &Context) -> Result<(TcpStrea
     };
     refuse(stream, told).await;
     Err(End::WrongProtocol)
+}
+
+/// Whether the caller shows in time what it speaks. The library waits for that without a bound,
+/// and callers who say nothing would take every place, kubelet's too.
+pub async fn begun(stream: &TcpStream, limit: Duration) -> bool {
+    let shown = async {
+        let mut first = [0; PREFACE.len()];
+        loop {
+            match stream.peek(&mut first).await {
+                Ok(0) | Err(_) => return false,
+                Ok(n) if n == first.len() || !PREFACE.starts_with(&first[..n]) => return true,
+                // Bytes that are only peeked at wake again at once.
+                Ok(_) => sleep(LOOK).await,
+            }
+        }
+    };
+    timeout(limit, shown).await.unwrap_or(false)
 }
 
 /// What a caller speaks, by its first bytes.
@@ -93,4 +122,29 @@ async fn refuse(mut stream: TcpStream, why: &str) {
         stream.shutdown().await
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_caller_that_does_not_show_what_it_speaks_gives_its_place_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for (said, taken) in [
+            (&b""[..], false),
+            (&PREFACE[..5], false),
+            (PREFACE, true),
+            (b"GET", true),
+        ] {
+            let mut caller = TcpStream::connect(listener.local_addr().unwrap())
+                .await
+                .unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            caller.write_all(said).await.unwrap();
+            let limit = Duration::from_millis(200);
+            assert_eq!(begun(&stream, limit).await, taken, "{said:?}");
+        }
+    }
 }

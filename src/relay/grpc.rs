@@ -20,6 +20,7 @@ use crate::config::Mode;
 use crate::drain::in_flight::InFlight;
 use crate::endpoint::Protocol;
 use crate::health::State;
+use crate::places::Place;
 use crate::view::Usable;
 
 /// Completes when the caller is to take a new connection. Boxed: it is handed down several futures,
@@ -47,16 +48,22 @@ pub fn is_control(path: &str) -> bool {
 }
 
 /// Serves one caller's connection until it ends.
-pub async fn serve(stream: TcpStream, context: &Context) -> End {
+pub async fn serve(stream: TcpStream, context: &Context, place: &Place) -> End {
     if context.mode == Mode::Observe {
-        return Box::pin(observe(stream, context)).await;
+        return Box::pin(observe(stream, context, place)).await;
     }
-    let (stream, before) = match Box::pin(greet(stream, context)).await {
+    let (stream, before) = match Box::pin(greet(stream, context, place)).await {
         Ok(both) => both,
         Err(end) => return end,
     };
     // Boxed, and the two ways on as well: an open connection keeps only what its phase needs.
-    let opening = match Box::pin(open(stream, before, context.header_timeout)).await {
+    let opened = tokio::select! {
+        opened = Box::pin(open(stream, before, context.header_timeout)) => opened,
+        () = place.wanted() => return End::Closed,
+    };
+    // It has called: it never gives way to another any more.
+    let _call = place.marker().call();
+    let opening = match opened {
         Ok(opening) => opening,
         Err(NotOpened::Closed) => return End::Closed,
         Err(NotOpened::Malformed) => return End::Malformed,
@@ -181,7 +188,7 @@ mod tests {
     #[test]
     fn an_open_connection_keeps_little() {
         // What a thousand idle connections cost is these, two registrations and little else.
-        let serving = of_one(|(stream, context)| serve(stream, context));
+        let serving = of_one(|(stream, context, place)| serve(stream, context, place));
         let carrying = of_one(|(a, b, c, d, e)| carry(a, b, c, d, e));
         assert!(serving <= 640 && carrying <= 2560, "{serving} {carrying}");
     }

@@ -36,6 +36,9 @@ use super::splice::{Ended, Far, Splice};
 use super::{Context, End};
 use crate::capability::gate::Gate;
 use crate::config::Mode;
+use crate::places::Place;
+
+mod host;
 
 /// A kept connection that has been idle for longer is not used again; MLServer closes at 5 s.
 const IDLE: Duration = Duration::from_secs(4);
@@ -43,14 +46,18 @@ const IDLE: Duration = Duration::from_secs(4);
 /// How long an answer of the shim's own waits for the body that nobody will read.
 const READ_ON: Duration = Duration::from_secs(1);
 
+/// Largest head of a request or an answer, and what of a body may wait in one direction: above
+/// the 64 KiB that MLServer takes of a head, and small enough for a thousand callers at once.
+const MAX_BUFFER: usize = 72 * 1024;
+
 type Body = Either<Incoming, answer::Body>;
 
 /// Serves one caller's connection until it ends.
-pub async fn serve(stream: TcpStream, context: &Context) -> End {
+pub async fn serve(stream: TcpStream, context: &Context, place: &Place) -> End {
     if context.mode == Mode::Observe {
-        return observe(stream, context).await;
+        return observe(stream, context, place).await;
     }
-    let (stream, before) = match greet(stream, context).await {
+    let (stream, before) = match greet(stream, context, place).await {
         Ok(both) => both,
         Err(end) => return end,
     };
@@ -59,8 +66,9 @@ pub async fn serve(stream: TcpStream, context: &Context) -> End {
     let (caller, watch) = Caller::new(before, stream, received, sent);
     let server = Arc::new(Server::new(context.clone()));
     let calls = watch.clone();
+    let marker = place.marker();
     let service = service_fn(move |request: Request<Incoming>| {
-        let (server, under_way) = (server.clone(), calls.under_way());
+        let (server, under_way) = (server.clone(), (calls.under_way(), marker.call()));
         let counted = is_inference(request.uri().path()).then(|| server.context.in_flight.one());
         async move {
             let response = server.handle(request).await;
@@ -71,6 +79,7 @@ pub async fn serve(stream: TcpStream, context: &Context) -> End {
     });
     // The library's own limit for heads makes a timer for each; `watch` keeps one.
     let served = hyper::server::conn::http1::Builder::new()
+        .max_buf_size(MAX_BUFFER)
         .half_close(true)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(caller), service);
@@ -80,6 +89,7 @@ pub async fn serve(stream: TcpStream, context: &Context) -> End {
             Gone::Closed => End::Closed,
             Gone::Silent => End::Timeout,
         },
+        () = place.wanted() => return End::Closed,
     };
     match ended {
         Ok(()) => End::Closed,
@@ -89,7 +99,9 @@ pub async fn serve(stream: TcpStream, context: &Context) -> End {
 }
 
 /// Carries the bytes as they are.
-pub(super) async fn observe(caller: TcpStream, context: &Context) -> End {
+pub(super) async fn observe(caller: TcpStream, context: &Context, place: &Place) -> End {
+    // What runs on it is not known: it never gives way.
+    let _call = place.marker().call();
     let Ok(connected) = connect(context).await else {
         return End::Unavailable;
     };
@@ -117,6 +129,8 @@ struct Server {
 struct Kept {
     sender: SendRequest<Incoming>,
     used: Instant,
+    /// Takes no further request.
+    last: bool,
     task: JoinHandle<()>,
 }
 
@@ -213,7 +227,12 @@ impl Server {
         let mut request = match for_server(request) {
             Ok(request) => request,
             Err(why) => {
-                return self.error(StatusCode::BAD_REQUEST, Answered::MethodNotAllowed, why);
+                let mut refused =
+                    self.error(StatusCode::BAD_REQUEST, Answered::MethodNotAllowed, why);
+                // Nothing that follows on such a connection is believed.
+                let close = HeaderValue::from_static("close");
+                refused.headers_mut().insert(CONNECTION, close);
+                return refused;
             }
         };
         // Twice at most: a kept connection may turn out to be closed before anything was written
@@ -235,7 +254,16 @@ impl Server {
             match server.sender.try_send_request(request).await {
                 Ok(response) => {
                     self.context.metrics.calls.inc();
+                    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                        return self.error(
+                            StatusCode::BAD_GATEWAY,
+                            Answered::BadGateway,
+                            "the inference server switched to another protocol, which nobody asked for",
+                        );
+                    }
                     server.used = Instant::now();
+                    // The connection is used up where two could disagree on an answer's end.
+                    server.last = !has_one_end(response.headers());
                     *self.kept() = Some(server);
                     return for_caller(response).map(Either::Left);
                 }
@@ -263,6 +291,7 @@ impl Server {
     async fn take(&self, fresh: bool) -> Result<Kept, String> {
         let kept = self.kept().take().filter(|_| !fresh);
         if let Some(mut kept) = kept
+            && !kept.last
             && kept.used.elapsed() < IDLE
             && kept.sender.ready().await.is_ok()
         {
@@ -270,6 +299,7 @@ impl Server {
         }
         let connected = connect(&self.context).await.map_err(|e| e.why)?;
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
+            .max_buf_size(MAX_BUFFER)
             .handshake(TokioIo::new(connected.stream))
             .await
             .map_err(|error| error.to_string())?;
@@ -280,6 +310,7 @@ impl Server {
         Ok(Kept {
             sender,
             used: Instant::now(),
+            last: false,
             task,
         })
     }
@@ -314,8 +345,9 @@ pub fn changes_models(method: &Method, path: &str) -> bool {
 }
 
 /// Headers that belong to one connection only.
-const HOP_BY_HOP: [HeaderName; 7] = [
+const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     TE,
@@ -347,9 +379,10 @@ fn for_server(mut request: Request<Incoming>) -> Result<Request<Incoming>, &'sta
     if request.method() == Method::CONNECT {
         return Err("CONNECT is not relayed");
     }
+    host::settle(&mut request)?;
     let wants_trailers = accepts_trailers(request.headers());
     // With both, the length is not the body's; only one may reach the server.
-    let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+    let chunked = is_chunked(request.headers())?;
     if chunked {
         request.headers_mut().remove(CONTENT_LENGTH);
     }
@@ -383,6 +416,16 @@ fn for_server(mut request: Request<Incoming>) -> Result<Request<Incoming>, &'sta
     Ok(request)
 }
 
+/// Whether the body comes in chunks. Other codings would have to be taken off, or go on unsaid.
+fn is_chunked(headers: &HeaderMap) -> Result<bool, &'static str> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(false),
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(true),
+        _ => Err("Transfer-Encoding can be chunked only, once"),
+    }
+}
+
 fn accepts_trailers(headers: &HeaderMap) -> bool {
     headers.get_all(TE).iter().any(|value| {
         value.to_str().is_ok_and(|text| {
@@ -390,6 +433,13 @@ fn accepts_trailers(headers: &HeaderMap) -> bool {
                 .any(|t| t.trim().eq_ignore_ascii_case("trailers"))
         })
     })
+}
+
+/// Whether the headers of an answer say in one way only where its body ends.
+fn has_one_end(headers: &HeaderMap) -> bool {
+    let lengths = headers.get_all(CONTENT_LENGTH).iter().count();
+    let codings = headers.get_all(TRANSFER_ENCODING).iter().count();
+    lengths + codings <= 1
 }
 
 fn for_caller(mut response: Response<Incoming>) -> Response<Incoming> {

@@ -25,6 +25,7 @@ use super::connect::connect;
 use super::grpc::is_control;
 use super::guarded::Guarded;
 use super::reserved::Held;
+use crate::budget::Charge;
 use crate::health::State;
 use crate::view::View;
 
@@ -80,14 +81,17 @@ pub async fn serve(stream: UnixStream, context: Context) {
         // Of a caller that mixes kinds on one connection.
         let counted = (!is_control(request.uri().path())).then(|| calls.context.in_flight.one());
         async move {
-            let response = calls.handle(request).await;
-            Ok::<_, Infallible>(response.map(|body| Guarded::new(body, counted)))
+            let (response, held) = match Charge::call(request.headers()) {
+                Ok(held) => (calls.handle(request).await, Some(held)),
+                Err(error) => (calls.exhausted(&error.to_string()), None),
+            };
+            Ok::<_, Infallible>(response.map(|body| Guarded::new(body, (counted, held))))
         }
     });
     // An error here is the caller's connection going away; each call has had its own answer.
     let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .auto_date_header(false)
-        .max_header_list_size(super::opening::MAX_HEADER_LIST)
+        .max_header_list_size(super::opening::MAX_CALL_HEADERS)
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }
@@ -194,6 +198,10 @@ impl Calls {
                 self.unavailable(&why)
             }
         }
+    }
+
+    fn exhausted(&self, why: &str) -> Response<Relayed> {
+        self.status(answer::RESOURCE_EXHAUSTED, Answered::Unavailable, why)
     }
 
     pub(super) fn unavailable(&self, why: &str) -> Response<Relayed> {

@@ -18,13 +18,19 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::frames::{Calls, Filter, LeaveOut, PREFACE, Walker};
+use crate::budget::Charge;
 
-/// Largest header list of a call that the shim reads itself. Far above MLServer's own limit of
-/// 16 KiB, so that it is the server that refuses, in its own words.
+/// Largest header list of an answer that the shim reads itself: a status may carry a traceback.
 pub(super) const MAX_HEADER_LIST: u32 = 1024 * 1024;
-/// Bytes of a caller that are kept for the server. Far above the largest first call and its part
+/// Largest header list of a call that the shim reads itself. Above MLServer's own limit of
+/// 16 KiB, so that it is the server that refuses, in its own words; not far above, since a list
+/// may be said in few bytes, by reference, and is held whole.
+pub(super) const MAX_CALL_HEADERS: u32 = 64 * 1024;
+/// Bytes of a caller that are kept for the server. Above the largest first call and its part
 /// of a body; only a caller that talks without ever calling gets there.
-const MAX_HEARD: usize = 4 * 1024 * 1024;
+const MAX_HEARD: usize = 192 * 1024;
+/// What of them is not counted against the memory for all callers: most openings are smaller.
+const UNCOUNTED: usize = 16 * 1024;
 /// Bytes for the caller that may wait unsent, before the handshake stops reading.
 const MAX_UNSENT: usize = 64 * 1024;
 
@@ -112,7 +118,7 @@ pub async fn open(caller: TcpStream, before: Bytes, limit: Duration) -> Result<O
 
 async fn first_path(io: Recorder) -> Result<String, NotOpened> {
     let mut connection = h2::server::Builder::new()
-        .max_header_list_size(MAX_HEADER_LIST)
+        .max_header_list_size(MAX_CALL_HEADERS)
         .handshake::<_, Bytes>(io)
         .await
         .map_err(ended)?;
@@ -154,6 +160,7 @@ struct Recording {
     before: Bytes,
     /// Everything the caller sent, the preface included.
     heard: BytesMut,
+    charge: Charge,
     walked: Walker,
     unsent: BytesMut,
     said: Walker,
@@ -168,6 +175,7 @@ impl Recording {
             stream,
             before,
             heard: BytesMut::new(),
+            charge: Charge::default(),
             walked: Walker::default(),
             unsent: BytesMut::new(),
             said: Walker::default(),
@@ -239,6 +247,9 @@ impl AsyncRead for Recorder {
         ready!(Pin::new(&mut this.stream).poll_read(cx, out))?;
         let bytes = out.filled()[had..].to_vec();
         this.hear(&bytes);
+        if this.heard.len() > UNCOUNTED && this.charge.add(bytes.len()).is_err() {
+            return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()));
+        }
         Poll::Ready(Ok(()))
     }
 }

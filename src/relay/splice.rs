@@ -239,7 +239,7 @@ impl Splice {
             bytes: &self.sent,
         };
         let mut up = pin!(async {
-            // Not kept for as long as the connection is open.
+            // Not kept for as long as the connection is open, which may be days.
             let first = self.to_server;
             upward.send(&first).await?;
             drop(first);

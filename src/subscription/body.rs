@@ -16,6 +16,8 @@ use crate::relay::answer::percent_encoded;
 
 /// gRPC's UNAVAILABLE.
 pub const UNAVAILABLE: u16 = 14;
+/// gRPC's RESOURCE_EXHAUSTED.
+pub const RESOURCE_EXHAUSTED: u16 = 8;
 /// gRPC's DEADLINE_EXCEEDED.
 pub const DEADLINE_EXCEEDED: u16 = 4;
 

@@ -26,10 +26,11 @@ const ATTEMPT: Duration = Duration::from_secs(15);
 impl Interposer {
     pub(super) async fn event(self, request: Request<Incoming>) -> Response<Outgoing> {
         let (mut head, body) = request.into_parts();
-        let body = match whole(body).await {
-            Ok(body) => body,
-            Err(error) => return refusal(UNAVAILABLE, &format!("the request broke off: {error}")),
+        let read = match whole(body).await {
+            Ok(read) => read,
+            Err(refused) => return refused,
         };
+        let body = read.bytes.clone();
         without_length(&mut head);
         let _running = Running::new(self.events_running.clone());
         self.events_seen.fetch_add(1, Ordering::Relaxed);

@@ -39,15 +39,11 @@ impl Interposer {
     async fn subscribed(&self, request: Request<Incoming>, live: &mut Live) -> Opened {
         let (mut head, body) = request.into_parts();
         let seen = self.events_seen.load(Ordering::Relaxed);
-        let body = match whole(body).await {
-            Ok(body) => body,
-            Err(error) => {
-                return Opened::Answer(refusal(
-                    UNAVAILABLE,
-                    &format!("the request broke off: {error}"),
-                ));
-            }
+        let read = match whole(body).await {
+            Ok(read) => read,
+            Err(refused) => return Opened::Answer(refused),
         };
+        let body = read.bytes.clone();
         without_length(&mut head);
         self.hold(live).await;
         let mut backoff = Backoff::new();

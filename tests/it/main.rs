@@ -23,6 +23,7 @@ mod faults;
 mod fuzz_replay;
 mod gather;
 mod grpc_relay;
+mod hostile;
 mod http_relay;
 mod inject;
 mod life_cycle;

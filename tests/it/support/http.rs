@@ -69,7 +69,7 @@ pub fn request(method: &str, path: &str, body: impl Into<Bytes>) -> Request<Body
     Request::builder()
         .method(method)
         .uri(path)
-        .header("host", "test")
+        .header("host", "localhost")
         .body(full(body))
         .unwrap()
 }

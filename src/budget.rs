@@ -1,0 +1,72 @@
+//! Memory of the process for what callers have begun to say and nobody has taken yet.
+//!
+//! One sum for all callers, because the limit of the container is one. A caller in excess is
+//! refused, never served by halves; what is refused costs that caller its call and nobody else.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes for all callers together: far above what all agents and probes ever hold, and a quarter of
+/// the memory that the sidecar is usually given.
+const LIMIT: usize = 16 * 1024 * 1024;
+
+/// The shim's own part of a call that is served here and not carried as bytes.
+const CALL: usize = 8 * 1024;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes that are held, while it lives.
+#[derive(Debug, Default)]
+pub struct Charge(usize);
+
+/// The common budget is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too much is held for other callers already")]
+pub struct Exhausted;
+
+impl Charge {
+    /// Adds to what is held.
+    pub fn add(&mut self, bytes: usize) -> Result<(), Exhausted> {
+        let before = HELD.fetch_add(bytes, Ordering::Relaxed);
+        self.0 += bytes;
+        if before.saturating_add(bytes) > LIMIT {
+            return Err(Exhausted);
+        }
+        Ok(())
+    }
+
+    /// What a call holds while it runs: its headers, their table, and the shim's own part.
+    pub fn call(headers: &http::HeaderMap) -> Result<Charge, Exhausted> {
+        // What the map takes for one entry beside its text.
+        const ENTRY: usize = 96;
+        let bytes = headers
+            .iter()
+            .map(|(name, value)| ENTRY + name.as_str().len() + value.len());
+        let mut charge = Charge::default();
+        charge.add(CALL + bytes.sum::<usize>())?;
+        Ok(charge)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        HELD.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_back_can_be_held_again() {
+        for _ in 0..3 {
+            let mut all = Charge::default();
+            assert_eq!(all.add(LIMIT + 1), Err(Exhausted));
+        }
+        let mut headers = http::HeaderMap::new();
+        headers.insert("x", http::HeaderValue::from_static("12345"));
+        let mut charge = Charge::default();
+        charge.add(1).unwrap();
+        assert_eq!(Charge::call(&headers).unwrap().0, CALL + 96 + 6);
+    }
+}

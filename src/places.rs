@@ -1,0 +1,331 @@
+//! How many connections a listener serves at once, and which one gives way to a new caller.
+//!
+//! Owns the count and the order; must not know what a connection carries. A caller is never turned
+//! away: where every place is taken, the connection that has been idle for longest gives its place
+//! up, and where none is idle the new caller waits in the listener's queue.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+/// How long nobody gives way after its connection, or a call on it, has begun or ended: what a
+/// caller says follows its connection by a moment. Longer, and a crowd would fill the queue.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// The places of one purpose. Cheap to clone: one for each of its listeners.
+#[derive(Debug, Clone)]
+pub struct Places(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    limit: usize,
+    cuts: Cuts,
+    began: Instant,
+    next: AtomicU64,
+    taken: Mutex<HashMap<u64, Arc<State>>>,
+    changed: Notify,
+}
+
+/// Which connections may be made to give way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cuts {
+    /// Only one on which no call runs.
+    Idle,
+    /// Where none is idle, also one whose calls are the oldest, but never one that is kept.
+    OldestCall,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Calls under way.
+    calls: AtomicUsize,
+    /// Calls under way that must not be cut.
+    kept: AtomicUsize,
+    /// When a call last began or ended, in milliseconds since the places were made.
+    since: AtomicU64,
+    give_way: Notify,
+    told: AtomicBool,
+    ends: AtomicBool,
+}
+
+/// A place that is taken; dropping it gives it back.
+#[derive(Debug)]
+pub struct Place {
+    id: u64,
+    state: Arc<State>,
+    places: Places,
+}
+
+/// Marks calls of a connection. Cheap to clone; holds no place.
+#[derive(Debug, Clone)]
+pub struct Marker(Arc<State>, Places);
+
+/// A call under way, while it lives.
+#[derive(Debug)]
+pub struct Call {
+    marker: Marker,
+    kept: bool,
+}
+
+impl Places {
+    /// So many places.
+    pub fn new(limit: usize, cuts: Cuts) -> Self {
+        Places(Arc::new(Shared {
+            limit,
+            cuts,
+            began: Instant::now(),
+            next: AtomicU64::new(0),
+            taken: Mutex::default(),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// Completes when there is room for one more; makes room where every place is taken.
+    pub async fn room(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.has_room() {
+                return;
+            }
+            tokio::select! {
+                () = changed => {}
+                // Somebody may have become old enough.
+                () = sleep(GRACE / 5) => {}
+            }
+        }
+    }
+
+    /// Takes a place. Meant to be called after [`Places::room`]; it does not count itself out.
+    pub fn take(&self) -> Place {
+        let state = Arc::new(State {
+            calls: AtomicUsize::new(0),
+            kept: AtomicUsize::new(0),
+            since: AtomicU64::new(self.now()),
+            give_way: Notify::new(),
+            told: AtomicBool::new(false),
+            ends: AtomicBool::new(false),
+        });
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        self.taken().insert(id, state.clone());
+        Place {
+            id,
+            state,
+            places: self.clone(),
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, HashMap<u64, Arc<State>>> {
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn has_room(&self) -> bool {
+        let taken = self.taken();
+        let leaving = taken.values().any(|s| s.told.load(Ordering::Relaxed));
+        if taken.len() < self.0.limit {
+            return true;
+        }
+        // One at a time: who was told leaves within one turn of the scheduler.
+        if !leaving && let Some(oldest) = oldest(&taken, self.0.cuts, self.now()) {
+            oldest.told.store(true, Ordering::Relaxed);
+            oldest.give_way.notify_one();
+        }
+        false
+    }
+}
+
+fn is(count: &AtomicUsize) -> bool {
+    count.load(Ordering::Relaxed) > 0
+}
+
+/// Who gives way: the longest idle, else, where that is allowed, the one with the oldest call.
+fn oldest(taken: &HashMap<u64, Arc<State>>, cuts: Cuts, now: u64) -> Option<&Arc<State>> {
+    let is_new = |s: &State| {
+        let age = now.saturating_sub(s.since.load(Ordering::Relaxed));
+        u128::from(age) < GRACE.as_millis()
+    };
+    taken
+        .iter()
+        .filter(|(_, s)| !is(&s.kept) && (cuts == Cuts::OldestCall || !is(&s.calls)))
+        .filter(|(_, s)| !is_new(s))
+        .min_by_key(|(id, s)| (is(&s.calls), s.since.load(Ordering::Relaxed), **id))
+        .map(|(_, state)| state)
+}
+
+impl Place {
+    /// Completes when this connection has to give way. A connection on which a call has begun
+    /// meanwhile stays, where only idle ones may be cut.
+    pub async fn wanted(&self) {
+        loop {
+            self.state.give_way.notified().await;
+            let ends = self.state.ends.load(Ordering::Relaxed);
+            let busy = self.places.0.cuts == Cuts::Idle && is(&self.state.calls);
+            if (ends || !busy) && !is(&self.state.kept) {
+                return;
+            }
+            self.state.told.store(false, Ordering::Relaxed);
+            self.places.0.changed.notify_one();
+        }
+    }
+
+    /// Completes when no call has run for so long, or for twice that at most.
+    pub async fn idle(&self, limit: Duration) {
+        loop {
+            let quiet = self.places.now() - self.state.since.load(Ordering::Relaxed);
+            let left = limit.saturating_sub(Duration::from_millis(quiet));
+            match is(&self.state.calls) {
+                false if left.is_zero() => return,
+                false => sleep(left).await,
+                true => sleep(limit).await,
+            }
+        }
+    }
+
+    /// For those who know of calls.
+    pub fn marker(&self) -> Marker {
+        Marker(self.state.clone(), self.places.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.taken().remove(&self.id);
+        self.places.0.changed.notify_one();
+    }
+}
+
+impl Marker {
+    /// Counts a call until it is dropped.
+    pub fn call(&self) -> Call {
+        self.0.calls.fetch_add(1, Ordering::Relaxed);
+        self.0.since.store(self.1.now(), Ordering::Relaxed);
+        Call {
+            marker: self.clone(),
+            kept: false,
+        }
+    }
+}
+
+impl Marker {
+    /// Asks the connection to end, whatever runs on it, unless a call is kept.
+    pub fn end(&self) {
+        self.0.ends.store(true, Ordering::Relaxed);
+        self.0.give_way.notify_one();
+    }
+}
+
+impl Call {
+    /// From now on the connection never gives way to another while this call runs.
+    pub fn keep(&mut self) {
+        if !self.kept {
+            self.kept = true;
+            self.marker.0.kept.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let Marker(state, places) = &self.marker;
+        if self.kept {
+            state.kept.fetch_sub(1, Ordering::Relaxed);
+        }
+        state.since.store(places.now(), Ordering::Relaxed);
+        if state.calls.fetch_sub(1, Ordering::Relaxed) == 1 {
+            places.0.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn stands(place: &Place) -> bool {
+        tokio::time::timeout(Duration::from_millis(1), place.wanted())
+            .await
+            .is_err()
+    }
+
+    async fn has_room(places: &Places) -> bool {
+        tokio::time::timeout(Duration::from_millis(1), places.room())
+            .await
+            .is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_idle_gives_way_and_nobody_before_all_places_are_taken() {
+        let places = Places::new(2, Cuts::Idle);
+        let (first, second) = (places.take(), places.take());
+        assert!(stands(&first).await);
+        let call = first.marker().call();
+        sleep(Duration::from_millis(5)).await;
+        drop(call);
+        // Everybody is new.
+        assert!(!has_room(&places).await);
+        assert!(stands(&first).await && stands(&second).await);
+        sleep(GRACE).await;
+        // The first was busy later than the second.
+        assert!(!has_room(&places).await);
+        assert!(stands(&first).await && !stands(&second).await);
+        drop(second);
+        assert!(has_room(&places).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn running_calls_are_cut_only_where_that_is_allowed_and_kept_ones_never() {
+        for (cuts, gives_way) in [(Cuts::Idle, false), (Cuts::OldestCall, true)] {
+            let places = Places::new(2, cuts);
+            let (kept, busy) = (places.take(), places.take());
+            let mut held = kept.marker().call();
+            held.keep();
+            let _call = busy.marker().call();
+            sleep(GRACE).await;
+            assert!(!has_room(&places).await);
+            assert!(stands(&kept).await, "{cuts:?}");
+            assert_eq!(!stands(&busy).await, gives_way, "{cuts:?}");
+            // An ended call makes its connection one that may give way.
+            drop(held);
+            sleep(GRACE).await;
+            if cuts == Cuts::Idle {
+                assert!(!has_room(&places).await);
+                assert!(!stands(&kept).await);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_began_a_call_after_it_was_told_stays_and_another_is_told() {
+        let places = Places::new(2, Cuts::Idle);
+        let (first, second) = (places.take(), places.take());
+        sleep(GRACE).await;
+        assert!(!has_room(&places).await);
+        let _call = first.marker().call();
+        assert!(stands(&first).await);
+        assert!(!has_room(&places).await);
+        assert!(!stands(&second).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_is_counted_from_the_end_of_the_last_call() {
+        let places = Places::new(1, Cuts::Idle);
+        let place = places.take();
+        let limit = Duration::from_secs(30);
+        let call = place.marker().call();
+        let began = Instant::now();
+        tokio::select! {
+            () = place.idle(limit) => panic!("a call runs"),
+            () = sleep(Duration::from_secs(100)) => {}
+        }
+        drop(call);
+        place.idle(limit).await;
+        assert_eq!(began.elapsed(), Duration::from_secs(130));
+    }
+}

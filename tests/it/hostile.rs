@@ -1,0 +1,14 @@
+//! Attacks on the wire: a real shim in a process of its own, raw sockets, and an innocent caller
+//! beside each attack who must not notice it. Memory and descriptors are the kernel's own figures
+//! for that process.
+
+mod admin;
+mod binds;
+mod crowd;
+mod desync;
+mod frames;
+mod http1;
+mod http2;
+mod interposer;
+mod process;
+mod upstream;

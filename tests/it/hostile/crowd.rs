@@ -1,0 +1,94 @@
+//! Crowds: more connections than there are places, on each port.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use agent_shim::demo::scheduler::FakeScheduler;
+
+use super::frames::{END_HEADERS, HEADERS, call, frame, opening};
+use super::process::pair;
+use crate::support::{eventually, within};
+
+/// Whether the other side has closed a connection on which nothing is read.
+fn is_closed(stream: &TcpStream) -> bool {
+    let mut byte = [0; 512];
+    loop {
+        match stream.try_read(&mut byte) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) => return error.kind() != std::io::ErrorKind::WouldBlock,
+        }
+    }
+}
+
+/// What is idle gives way; who calls is served at once, and calls that run are left alone.
+#[tokio::test]
+async fn a_crowd_of_idle_callers_gives_way_and_running_calls_do_not() {
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let address = scheduler.agent.to_string();
+    let (server, process) = pair(&[("SHIM_SCHEDULER", &address)]).await;
+    let agent = process.agent.unwrap();
+    // One call of each kind that runs all the time.
+    let mut http = TcpStream::connect(process.http).await.unwrap();
+    http.write_all(b"GET /hang HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    let mut grpc = TcpStream::connect(process.grpc).await.unwrap();
+    let infer = frame(HEADERS, END_HEADERS, 1, &call(super::frames::INFER));
+    grpc.write_all(&[opening(), infer].concat()).await.unwrap();
+    let mut subscribed = TcpStream::connect(agent).await.unwrap();
+    let subscribe = frame(
+        HEADERS,
+        END_HEADERS,
+        1,
+        &call("/seldon.mlops.agent.AgentService/Subscribe"),
+    );
+    subscribed
+        .write_all(&[opening(), subscribe].concat())
+        .await
+        .unwrap();
+    within("the call", server.wait_for_call("/hang")).await;
+    for (to, said, places) in [
+        (
+            process.http,
+            &b"GET /headers HTTP/1.1\r\nhost: a\r\n\r\n"[..],
+            1_024,
+        ),
+        (process.grpc, &opening(), 1_024),
+        (agent, &opening(), 64),
+    ] {
+        let what = format!("a crowd of {} bytes each at {to}", said.len());
+        process
+            .withstands(&what, async {
+                let mut crowd = Vec::new();
+                for _ in 0..places + 100 {
+                    let mut stream = TcpStream::connect(to).await.unwrap();
+                    let _ = stream.write_all(said).await;
+                    crowd.push(stream);
+                }
+                process.is_bounded(&what);
+                eventually("the oldest to give way", async || {
+                    let open = crowd.iter().filter(|s| !is_closed(s)).count();
+                    (open <= places).then_some(())
+                })
+                .await;
+                assert!(
+                    is_closed(&crowd[0]) && !is_closed(&crowd[places + 99]),
+                    "{what}"
+                );
+            })
+            .await;
+        for (name, stream) in [("HTTP", &http), ("gRPC", &grpc), ("agent", &subscribed)] {
+            assert!(
+                !is_closed(stream),
+                "{what}: a running call of {name} was cut"
+            );
+        }
+    }
+    server.release();
+    let mut answer = [0; 12];
+    within("the answer", http.read_exact(&mut answer))
+        .await
+        .unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
