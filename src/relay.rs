@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use crate::capability::gate::Gate;
 use crate::clock::Clock;
 use crate::config::Mode;
+use crate::descriptors::{Place, Places};
 use crate::drain::in_flight::InFlight;
 use crate::drain::{Busy, Drain};
 use crate::endpoint::Protocol;
@@ -73,6 +74,8 @@ pub struct Context {
     pub flights: repository::Flights,
     /// Set where the server is asked through the probe model.
     pub gate: Option<Gate>,
+    /// How many connections there may be, of both relays together.
+    pub places: Places,
     /// Counts inference calls, so that a drain can wait for them.
     pub in_flight: InFlight,
     /// The relay's series.
@@ -160,11 +163,11 @@ pub async fn serve(listener: TcpListener, context: Context, drain: Drain) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            (place, accepted) = context.places.accept(&listener) => match accepted {
                 Ok((stream, peer)) => {
                     prepare(&stream);
-                    let busy = drain.busy();
-                    connections.spawn(connection(stream, peer, context.clone(), busy));
+                    let held = (drain.busy(), place);
+                    connections.spawn(connection(stream, peer, context.clone(), held));
                 }
                 Err(error) => {
                     accept_failed(&error, context.protocol.as_str()).await;
@@ -189,7 +192,12 @@ pub async fn accept_failed(error: &io::Error, listener: &'static str) {
     sleep(Duration::from_millis(100)).await;
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, context: Arc<Context>, _busy: Busy) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    context: Arc<Context>,
+    _held: (Busy, Place),
+) {
     let open = context.metrics.open.clone();
     open.inc();
     let guard = Decrement(open);
