@@ -255,3 +255,40 @@ impl Drop for Cgroup {
         }
     }
 }
+
+/// The addresses of a link: this end, and the one that leads back to it over the link. For
+/// documentation by their standard, so nobody has them.
+pub const NEAR: [u8; 4] = [192, 0, 2, 1];
+/// See [`NEAR`].
+pub const FAR: [u8; 4] = [192, 0, 2, 2];
+
+/// A link in this network namespace that delays each packet, in each direction, and loses some.
+/// Dropped, it is gone.
+#[derive(Debug)]
+pub struct Link(std::process::Child);
+
+impl Link {
+    pub fn up(delay: std::time::Duration, loss: f64) -> Link {
+        let (delay, loss) = (delay.as_secs_f64().to_string(), loss.to_string());
+        let mut child = Command::new("python3")
+            .args(["-c", include_str!("link.py"), "shimlink", &delay, &loss])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = [0; 6];
+        let mut out = child.stdout.take().unwrap();
+        std::io::Read::read_exact(&mut out, &mut said).unwrap();
+        assert_eq!(&said, b"ready\n");
+        run("ip", &["addr", "add", "192.0.2.1/24", "dev", "shimlink"]);
+        run("ip", &["link", "set", "shimlink", "mtu", "1400", "up"]);
+        Link(child)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
