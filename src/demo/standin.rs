@@ -238,6 +238,18 @@ impl StandIn {
         self.0.world.end_events();
     }
 
+    /// Tells of every call at the moment of its arrival, before anything is answered: a record
+    /// that outlives a kill. Set once.
+    pub fn on_call(&self, told: impl Fn(&Call) + Send + Sync + 'static) {
+        self.0.world.journal.listen(Box::new(told));
+    }
+
+    /// Whether every inference's answer is broken off in its middle, over HTTP by a reset of the
+    /// connection, over gRPC by one of the stream; health is answered as ever.
+    pub fn set_breaks_off(&self, breaks: bool) {
+        self.0.world.set(|s| s.breaks_off = breaks);
+    }
+
     /// Every call received, in order of arrival (the last 10,000 of them).
     pub fn calls(&self) -> Vec<Call> {
         self.0.world.journal.all()

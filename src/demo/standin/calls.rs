@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use http::{HeaderMap, Request};
 use tokio::sync::watch;
@@ -58,10 +58,20 @@ impl Call {
 /// A stand-in that is left alone with a prober for days must not grow.
 const KEPT: usize = 10_000;
 
-#[derive(Debug, Default)]
+/// Told of every call as it arrives.
+pub(super) type Listener = Box<dyn Fn(&Call) + Send + Sync>;
+
+#[derive(Default)]
 pub(super) struct Journal {
     log: Mutex<Log>,
     changed: watch::Sender<u64>,
+    listener: OnceLock<Listener>,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +95,11 @@ impl Journal {
 
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// The first listener stays.
+    pub(super) fn listen(&self, listener: Listener) {
+        let _ = self.listener.set(listener);
     }
 
     /// Wakes everybody who waits for a change.
@@ -111,6 +126,9 @@ impl Journal {
             outcome: Outcome::Running,
         };
         tap.call_begins();
+        if let Some(listener) = self.listener.get() {
+            listener(&call);
+        }
         let number = {
             let mut log = self.log();
             if log.calls.len() == KEPT {

@@ -2,7 +2,7 @@
 //!
 //! `ModelInfer` and `ModelStreamInfer` send back the messages they get, as they are. `Hang` sends
 //! nothing until released, `Fail` a status with a message and a trailer, `ResetMid` one message
-//! and then RST_STREAM. Messages are framed by hand: an echo must not know what it carries.
+//! and then RST_STREAM, `Sink` how many bytes of body there were, as text. Messages are framed by hand: an echo must not know what it carries.
 
 use std::sync::Arc;
 
@@ -70,7 +70,9 @@ pub(super) async fn answer(
         buffer: BytesMut::new(),
     };
     let mut response = match method {
+        "ModelInfer" if to.world.settings().breaks_off => to.reset(),
         "ModelInfer" => to.infer(asked).await?,
+        "Sink" => to.sink(asked).await?,
         "ModelStreamInfer" => to.stream(asked),
         "Hang" => to.hang(asked),
         "ResetMid" => to.reset(),
@@ -191,6 +193,20 @@ impl To {
 
     async fn infer(&self, mut asked: Messages) -> Result<Response<Reply>, BoxError> {
         let message = asked.next().await?.unwrap_or_default();
+        let reply = Reply::script(&self.entry, |out| async move {
+            out.data(message).await?;
+            out.trailers(ended_well()).await
+        });
+        Ok(response(reply))
+    }
+
+    /// Holds nothing of what it reads.
+    async fn sink(&self, mut asked: Messages) -> Result<Response<Reply>, BoxError> {
+        let mut bytes = 0;
+        while let Some(frame) = asked.asked.next().await? {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+        }
+        let message = framed(bytes.to_string().as_bytes());
         let reply = Reply::script(&self.entry, |out| async move {
             out.data(message).await?;
             out.trailers(ended_well()).await

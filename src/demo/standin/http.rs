@@ -53,6 +53,10 @@ pub(super) async fn answer(
         (["sse"], true, _) => to.events(),
         (["large"], true, _) => to.large(head.uri.query()),
         (["reset"], true, _) => to.reset(),
+        (["v2", "models", _, "infer"], _, true) if to.world.settings().breaks_off => {
+            asked.drain().await?;
+            to.reset()
+        }
         (["close"], true, _) => {
             asked.drain().await?;
             return Err("closed without an answer, as asked".into());

@@ -36,6 +36,8 @@ pub(super) struct Settings {
     pub(super) lost: Vec<String>,
     /// Whether the worker is dead, as for 2.5 s after SIGKILL, or for good in the fatal state.
     pub(super) worker_dead: bool,
+    /// Whether answers to inferences are broken off.
+    pub(super) breaks_off: bool,
 }
 
 impl Default for Settings {
@@ -55,6 +57,7 @@ impl Default for Settings {
             broken: Vec::new(),
             lost: Vec::new(),
             worker_dead: false,
+            breaks_off: false,
         }
     }
 }

@@ -1,0 +1,147 @@
+//! What was wrong with a cell, from what was recorded. No sockets.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::driver::{Phase, Row, promised};
+use super::ledger::{Call, Fate, Kind};
+use super::process::Held;
+
+/// The record of one performance.
+#[derive(Debug, Default)]
+pub struct Played {
+    pub calls: Vec<Call>,
+    pub received: HashMap<u64, usize>,
+    pub injected: Option<Instant>,
+    /// From here on the shim knows of the fault.
+    pub settled: Option<Instant>,
+    pub healed: Option<Instant>,
+    /// From here to the end everything has to be served.
+    pub calm: Option<Instant>,
+    pub stopped: Option<Instant>,
+    pub told_fault: Option<Duration>,
+    pub told_healed: Option<Duration>,
+    pub before: Option<Held>,
+    pub belief: Option<String>,
+    pub lost_models: Vec<String>,
+    /// Subscribes from the fault to its end.
+    pub subscribes: usize,
+    pub complaints: Vec<String>,
+    pub log: String,
+}
+
+impl Played {
+    pub fn complain(&mut self, text: impl Into<String>) {
+        self.complaints.push(text.into());
+    }
+
+    pub fn served(&self) -> usize {
+        self.fates().filter(|(_, _, fate)| **fate == Fate::Served).count()
+    }
+
+    pub fn lost(&self) -> usize {
+        self.fates().filter(|(_, _, fate)| fate.is_loss()).count()
+    }
+
+    fn fates(&self) -> impl Iterator<Item = (&Call, Instant, &Fate)> {
+        let ended = self.calls.iter();
+        ended.filter_map(|call| call.end.as_ref().map(|(at, fate)| (call, *at, fate)))
+    }
+
+    /// Calls that were lost though nothing was wrong: they ended before the fault, or began in
+    /// the calm after it.
+    fn lost_in_peace(&self) -> Vec<&Call> {
+        let peace = self.fates().filter(|(call, end, fate)| {
+            let before = self.injected.is_none_or(|at| *end < at);
+            let after = self.calm.is_some_and(|at| call.begun >= at);
+            fate.is_loss() && (before || after)
+        });
+        peace.map(|(call, ..)| call).collect()
+    }
+
+    fn lost_of(&self, kind: Kind) -> Vec<&Call> {
+        let of = self.fates().filter(|(call, _, fate)| call.kind == kind && fate.is_loss());
+        of.map(|(call, ..)| call).collect()
+    }
+
+    /// From the end of the fault to the first answer.
+    fn recovery(&self, kind: Kind) -> Option<Duration> {
+        let healed = self.healed?;
+        let served = self.fates().filter(|(call, end, fate)| {
+            call.kind == kind && *end >= healed && **fate == Fate::Served
+        });
+        served.map(|(_, end, _)| end - healed).min()
+    }
+}
+
+/// Every complaint about a cell.
+pub fn all(row: &Row, phase: Phase, with: &Played, without: Option<&Played>) -> Vec<String> {
+    let mut complaints = with.complaints.clone();
+    let mut say = |text: String| complaints.push(text);
+    for (id, times) in with.received.iter().filter(|(_, times)| **times > 1) {
+        say(format!("call {id} reached the server {times} times"));
+    }
+    for (call, _, fate) in with.fates() {
+        if *fate == Fate::Served && !with.received.contains_key(&call.id) {
+            say(format!("call {} was answered and never reached the server", call.id));
+        }
+    }
+    for call in with.lost_in_peace().into_iter().take(3) {
+        say(format!("lost although nothing was wrong: {call:?}"));
+    }
+    hung(with, &mut say);
+    if let Some(wrong) = &with.belief {
+        say(format!("the scheduler's belief is wrong: {wrong}"));
+    }
+    if !with.lost_models.is_empty() {
+        say(format!("the server does not have {:?} again", with.lost_models));
+    }
+    if with.subscribes > row.expect.subscribes {
+        let allowed = row.expect.subscribes;
+        say(format!("{} Subscribes, at most {allowed} were to come", with.subscribes));
+    }
+    for line in with.log.lines().filter(|l| l.contains("panicked at") || l.contains("RUST_BACKTRACE")) {
+        say(format!("panic: {line}"));
+    }
+    let Some(without) = without else {
+        return complaints;
+    };
+    if !without.complaints.is_empty() {
+        complaints.push(format!("without the shim: {:?}", without.complaints));
+    }
+    let mut say = |text: String| complaints.push(text);
+    for kind in Kind::ALL {
+        let lost = with.lost_of(kind);
+        if without.lost_of(kind).is_empty() && !lost.is_empty() && phase != Phase::Idle {
+            let first = &lost[0];
+            say(format!("{} of {kind:?} lost, none without the shim: {first:?}", lost.len()));
+        }
+        if let Some(direct) = without.recovery(kind) {
+            let limit = direct + promised(3.0);
+            if with.recovery(kind).is_none_or(|took| took > limit) {
+                let took = with.recovery(kind);
+                say(format!("{kind:?} served again after {took:?}, without the shim {direct:?}"));
+            }
+        }
+    }
+    complaints
+}
+
+/// No call that begins when the shim knows of the fault waits for long, and none outlives it.
+fn hung(with: &Played, say: &mut impl FnMut(String)) {
+    let (Some(settled), Some(healed), Some(stopped)) = (with.settled, with.healed, with.stopped)
+    else {
+        return;
+    };
+    let limit = promised(3.0);
+    for call in &with.calls {
+        let end = call.end.as_ref().map_or(stopped, |(at, _)| *at);
+        let open = call.end.is_none();
+        let known = call.begun >= settled && call.begun < healed && call.kind != Kind::GrpcStream;
+        if open || (known && end.saturating_duration_since(call.begun) > limit) {
+            let how = call.end.as_ref().map(|(_, fate)| fate);
+            let took = end.saturating_duration_since(call.begun);
+            say(format!("hung: call {} ({:?}) took {took:?}, {how:?}", call.id, call.kind));
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The account of every call: when it was sent, what came of it and from whom. What the server
+//! received is in the server's own record.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// What kind of caller makes a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    HttpUnary,
+    GrpcUnary,
+    GrpcStream,
+    HttpLarge,
+    GrpcLarge,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 5] = [
+        Kind::HttpUnary,
+        Kind::GrpcUnary,
+        Kind::GrpcStream,
+        Kind::HttpLarge,
+        Kind::GrpcLarge,
+    ];
+}
+
+/// What came of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// The server's whole, right answer.
+    Served,
+    /// The shim's own answer.
+    ByShim(String),
+    /// The server's answer, and not the one that was asked for.
+    ByServer(String),
+    /// No whole answer.
+    Broken(String),
+    /// Nobody listened.
+    NotConnected(String),
+    /// The connection ended before it was sent: every caller asks again by itself.
+    NotSent,
+    /// No end within the caller's own, long limit.
+    Hung,
+}
+
+impl Fate {
+    /// Whether a caller has to be told of a failure.
+    pub fn is_loss(&self) -> bool {
+        !matches!(self, Fate::Served | Fate::NotSent)
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub id: u64,
+    pub kind: Kind,
+    pub begun: Instant,
+    /// `None` while it runs.
+    pub end: Option<(Instant, Fate)>,
+}
+
+/// Every call of a cell.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    next: AtomicU64,
+    calls: Mutex<HashMap<u64, Call>>,
+}
+
+impl Ledger {
+    pub fn begin(&self, kind: Kind) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let call = Call {
+            id,
+            kind,
+            begun: Instant::now(),
+            end: None,
+        };
+        self.calls.lock().unwrap().insert(id, call);
+        id
+    }
+
+    /// The end of a call. A second end is an answer too many, and never happens unnoticed.
+    pub fn end(&self, id: u64, fate: Fate) {
+        let mut calls = self.calls.lock().unwrap();
+        let call = calls.get_mut(&id).expect("it has begun");
+        assert!(call.end.is_none(), "call {id} was answered twice");
+        call.end = Some((Instant::now(), fate));
+    }
+
+    /// All calls in the order of their beginning.
+    pub fn calls(&self) -> Vec<Call> {
+        let mut all: Vec<Call> = self.calls.lock().unwrap().values().cloned().collect();
+        all.sort_by_key(|c| c.id);
+        all
+    }
+}
