@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := target/tools
 DENY_VERSION := 0.20.2
 
-.PHONY: help demo test fmt lint doc deny unit mlserver page chart image bench guard tools fmt-fix clean
+.PHONY: help demo test fmt lint doc deny unit mlserver page chart image bench guard soak tools fmt-fix clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -70,6 +70,14 @@ guard: ## instructions a call, memory and size against benches/budgets.json; not
 	$(CARGO) rustc --release --locked --no-default-features --bin agent-shim -- -C target-feature=+crt-static
 	$(CARGO) build --release --locked --no-default-features --example echo
 	python3 benches/guard.py
+
+# In a network namespace of its own where the machine lets it, so that packets can be dropped.
+soak: ## 10 minutes of load and faults at random; an hour: ARGS="--minutes 60"; again: ARGS="--seed N"
+	$(CARGO) build --locked --bin agent-shim --example soak
+	@run=target/debug/examples/soak; \
+	if unshare --net true 2>/dev/null; then \
+	  unshare --net sh -c 'ip link set lo up && exec "$$0" "$$@"' $$run $(ARGS); \
+	else $$run $(ARGS); fi
 
 bench: ## the comparison with nginx, HAProxy and Envoy, the acceptance run (wants a quiet machine)
 	./benches/setup.sh

@@ -9,6 +9,7 @@ mod driver;
 mod judge;
 mod ledger;
 mod load;
+mod os;
 mod place;
 mod process;
 mod scheduler;

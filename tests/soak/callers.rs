@@ -349,7 +349,7 @@ async fn asking(admin: SocketAddr, path: &'static str, pause: Duration, ledger: 
         sleep(pause).await;
         let opened = ledger.weather();
         let number = ledger.number();
-        let end = match ask(admin, path).await {
+        let end = match ask(admin, path).await.map(|(code, _)| code) {
             Some(200) => End::Ok,
             Some(503) if path == "/readyz" => End::ByShim("not ready".into()),
             Some(code) => End::Failed(format!("{path} answered {code}")),
@@ -364,13 +364,14 @@ async fn asking(admin: SocketAddr, path: &'static str, pause: Duration, ledger: 
     }
 }
 
-/// The status code of one question.
-pub async fn ask(admin: SocketAddr, path: &str) -> Option<u16> {
+/// Status code and body of the answer to one question.
+pub async fn ask(admin: SocketAddr, path: &str) -> Option<(u16, Bytes)> {
     let asked = async {
         let mut tasks = JoinSet::new();
         let mut line = Line::open(admin, false, &mut tasks).await.ok()?;
         let request = Request::get(path).header("host", "soak").body(full(""));
-        Some(line.send(request.ok()?).await.ok()?.0)
+        let (code, body, _) = line.send(request.ok()?).await.ok()?;
+        Some((code, body))
     };
     timeout(Duration::from_secs(5), asked).await.ok().flatten()
 }

@@ -225,6 +225,10 @@ fn report(args: &Args, seed: u64, ledger: &Ledger, samples: &[Sample]) -> Value 
     report["memory_kib"] = shown(memory);
     report["memory_kib"]["most_anon"] = json!(most(|s| s.anon_kib));
     report["memory_kib"]["most_rss"] = json!(most(|s| s.rss_kib));
+    let series = samples
+        .iter()
+        .map(|s| json!([s.minutes, s.anon_kib, s.descriptors]));
+    report["samples_minutes_kib_descriptors"] = series.collect();
     report["descriptors"] = shown(descriptors);
     report["descriptors"]["most"] = json!(most(|s| s.descriptors));
     report

@@ -21,8 +21,9 @@ use crate::ledger::Ledger;
 
 /// What the replica has, in bytes, by the shim's word.
 const MEMORY: u64 = 4 << 30;
-/// How long the shim may take to say that it is ready once a fault is over.
-const READY_WITHIN: Duration = Duration::from_secs(10);
+/// How long the shim may take to see that the server is up once a fault is over, on a machine that is
+/// busy with both of them.
+const UP_WITHIN: Duration = Duration::from_secs(10);
 /// How long the scheduler's belief may be wrong.
 const BELIEF_WITHIN: Duration = Duration::from_secs(30);
 
@@ -68,9 +69,7 @@ impl Stage {
             .envs([
                 ("SHIM_INFERENCE_HOSTS", "127.0.0.1"),
                 ("SHIM_ADMIN_LISTEN", "127.0.0.1"),
-                ("SHIM_PROBE_INTERVAL", "500ms"),
-                ("SHIM_PROBE_TIMEOUT", "500ms"),
-                ("SHIM_FAILBACK_HOLD", "1s"),
+                // Probes and their limits are as by default.
                 ("SHIM_OUTAGE_GRACE", "10s"),
                 ("SHIM_AGENT_READY_PORT", "0"),
                 ("SHIM_AGENT_DRAIN_PORT", "0"),
@@ -138,8 +137,16 @@ impl Stage {
 
     /// Waits until the shim has seen that all is well; what takes too long is against the rules.
     pub async fn recovered(&self, after: &str) {
-        let ready = async || ask(self.ports.admin, "/readyz").await == Some(200);
-        self.in_time(&format!("ready after {after}"), READY_WITHIN, ready)
+        // Ready may be said of a server that is only stalled: it has to answer.
+        let up = async || match ask(self.ports.admin, "/status").await {
+            Some((200, body)) => {
+                let status: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+                let all = status["endpoints"].as_array().cloned().unwrap_or_default();
+                !all.is_empty() && all.iter().all(|e| e["state"] == "up")
+            }
+            _ => false,
+        };
+        self.in_time(&format!("the server to be up after {after}"), UP_WITHIN, up)
             .await;
         let believed = async || {
             let scheduler = self.scheduler.lock().await;
@@ -177,6 +184,7 @@ impl Stage {
     pub async fn models(&self) {
         for n in 0_u64.. {
             sleep(Duration::from_secs(2)).await;
+            self.tidy().await;
             let scheduler = self.scheduler.lock().await;
             let Some(scheduler) = scheduler.as_ref() else {
                 continue;
@@ -186,6 +194,24 @@ impl Stage {
                 scheduler.unload(&format!("model{}", (n - 6) % 12));
             }
         }
+    }
+
+    /// The files of models that the agent does not have are gone, as its own clean-up leaves them: or
+    /// the server's list would grow, and all who keep it.
+    async fn tidy(&self) {
+        let agent = self.agent.lock().await;
+        let Some(agent) = agent.as_ref().filter(|_| self.ledger.is_calm()) else {
+            return;
+        };
+        let kept: Vec<String> = agent.read(|seen| {
+            let all = seen.loaded.keys();
+            all.map(|(name, version)| format!("{name}_{version}"))
+                .collect()
+        });
+        let mut models = self.server.models();
+        models.retain(|m| m.name == "iris" || kept.contains(&m.name));
+        let models = models.into_iter().map(|m| (m.name, m.version, m.state));
+        self.server.set_models(models);
     }
 
     /// Whether every call has arrived at most once, for ever.

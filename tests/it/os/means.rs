@@ -125,18 +125,19 @@ pub fn alone(name: &str, needs: &[Means], body: impl Future<Output = ()>) {
 pub struct Dropped(Vec<Vec<String>>);
 
 impl Dropped {
-    /// From now on no packet to or from this TCP port arrives, whatever was established before.
-    pub fn port(port: u16) -> Dropped {
-        Dropped::some(port, None)
+    /// From now on no packet to or from this address arrives, whatever was established before.
+    pub fn all(at: std::net::SocketAddr) -> Dropped {
+        Dropped::some(at, None)
     }
 
-    /// As [`Dropped::port`], each packet by this chance.
-    pub fn some(port: u16, chance: Option<f64>) -> Dropped {
-        let port = port.to_string();
+    /// As [`Dropped::all`], each packet by this chance.
+    pub fn some(at: std::net::SocketAddr, chance: Option<f64>) -> Dropped {
+        let (ip, port) = (at.ip().to_string(), at.port().to_string());
         let mut rules = Vec::new();
-        for side in ["--dport", "--sport"] {
-            let mut rule: Vec<String> =
-                ["INPUT", "-p", "tcp", side, &port].map(String::from).into();
+        for (address, side) in [("-d", "--dport"), ("-s", "--sport")] {
+            let mut rule: Vec<String> = ["INPUT", address, &ip, "-p", "tcp", side, &port]
+                .map(String::from)
+                .into();
             if let Some(chance) = chance {
                 let chance = chance.to_string();
                 let random = ["-m", "statistic", "--mode", "random", "--probability"];

@@ -24,6 +24,11 @@ async fn in_32_mib_bodies_of_16_mib_and_a_thousand_callers_are_carried() {
     let script = format!("{} && exec \"$0\"", group.enter());
     let mut process = Start::before(&server)
         .under(&["sh", "-c", &script])
+        // As by default: a thousand callers at once take a machine its time.
+        .with("SHIM_PROBE_INTERVAL", "1s")
+        .with("SHIM_PROBE_CONNECT_TIMEOUT", "1s")
+        .with("SHIM_PROBE_TIMEOUT", "1s")
+        .with("SHIM_OUTAGE_GRACE", "20s")
         .ready()
         .await;
     // Each has made a call and stays.

@@ -41,7 +41,7 @@ fn a_half_open_server_is_named_cuts_nobody_and_is_back_at_once() {
             .await
             .unwrap();
         assert_eq!(stream.next().await.unwrap().unwrap(), "a");
-        let dropped = [server.http(), server.grpc()].map(|at| Dropped::port(at.port()));
+        let dropped = [server.http(), server.grpc()].map(Dropped::all);
         let begun = Instant::now();
         eventually("not ready", async || {
             (shim.get("/readyz").await.0 == 503).then_some(())
@@ -97,17 +97,15 @@ fn a_half_open_scheduler_is_named_and_what_it_believes_is_right_again() {
         let right =
             |s: &agent_shim::demo::store::Store| s.replicas.values().any(|r| r.total == 4 << 30);
         assert!(scheduler.until(Duration::from_secs(20), right).await);
-        let dropped = [scheduler.agent, scheduler.status].map(|at| Dropped::port(at.port()));
-        eventually("a word about the scheduler", async || {
-            let status = shim.status().await;
-            let all = status["conditions"].as_array().unwrap();
-            let told = all.iter().any(|c| {
-                let reason = c["reason"].as_str().unwrap_or_default();
-                c["status"] == false && reason.contains("scheduler")
-            });
-            (told || names(&shim).await.iter().any(|n| n.contains("scheduler"))).then_some(())
-        })
-        .await;
+        let dropped = [scheduler.agent, scheduler.status].map(Dropped::all);
+        // It is asked every 30 s, with a limit of 10 s: that nobody answers is told by then.
+        let told = async {
+            while shim.status().await["subscription"]["belief"] != "failed" {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let told = tokio::time::timeout(Duration::from_secs(50), told).await;
+        assert!(told.is_ok(), "{}", shim.status().await["subscription"]);
         // The pod's readiness is its own affair.
         assert_eq!(shim.get("/readyz").await.0, 200);
         assert_eq!(infer(&shim).await, 200);

@@ -14,7 +14,6 @@ pub struct Process {
     pub child: Child,
     pub http: SocketAddr,
     pub grpc: SocketAddr,
-    pub agent: SocketAddr,
     pub admin: SocketAddr,
 }
 
@@ -100,7 +99,6 @@ impl Start {
             child: command.spawn().unwrap(),
             http: at(ports[0]),
             grpc: at(ports[1]),
-            agent: at(ports[2]),
             admin: at(ports[3]),
         }
     }
@@ -150,14 +148,6 @@ impl Process {
         let (code, body) = self.ask("/status").await.unwrap();
         assert_eq!(code, 200);
         serde_json::from_str(&body).unwrap()
-    }
-
-    /// The names of what it finds wrong.
-    pub async fn findings(&self) -> Vec<String> {
-        let status = self.status().await;
-        let all = status["findings"].as_array().unwrap().iter();
-        all.map(|f| f["name"].as_str().unwrap_or_default().to_string())
-            .collect()
     }
 
     /// The value of a series by its name and labels as printed.
