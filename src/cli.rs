@@ -113,6 +113,9 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("agent-shim")
+        // Looks into /proc and name look-ups. Each thread that ever ran keeps an arena of the
+        // allocator for good, and the default of 512 lets a busy machine add one after another.
+        .max_blocking_threads(8)
         .build()
 }
 

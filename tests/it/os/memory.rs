@@ -53,7 +53,7 @@ async fn in_32_mib_bodies_of_16_mib_and_a_thousand_callers_are_carried() {
     let open = callers.join_all().await;
     assert_eq!(open.len(), 1000);
     let mut big = JoinSet::new();
-    for _ in 0..4 {
+    for _ in 0..2 {
         let http = process.http;
         big.spawn(async move {
             let mut client = Client::connect(http).await;
