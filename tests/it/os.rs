@@ -12,3 +12,5 @@ pub mod means;
 mod memory;
 mod network;
 pub mod process;
+#[path = "../soak/trend.rs"]
+mod trend;

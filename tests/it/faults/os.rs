@@ -44,7 +44,7 @@ async fn no_more(stage: &Stage) {
 }
 
 /// Rows that need a packet filter.
-fn network() -> Vec<Row> {
+pub fn network() -> Vec<Row> {
     vec![
         Row {
             name: "server-half-open",
@@ -132,7 +132,7 @@ fn with_clock(place: &Place) -> Wants {
 }
 
 /// Rows that need a clock of the shim's own.
-fn clock() -> Vec<Row> {
+pub fn clock() -> Vec<Row> {
     let row = Row {
         wants: with_clock,
         heal: |stage| Box::pin(async { set_clock(&stage.place, "+0") }),
@@ -184,7 +184,7 @@ async fn hoard(stage: &Stage) {
 }
 
 /// Rows that need limits and mounts.
-fn limits() -> Vec<Row> {
+pub fn limits() -> Vec<Row> {
     vec![
         Row {
             name: "log-disk-full",
@@ -231,11 +231,6 @@ fn limits() -> Vec<Row> {
             ..USUAL
         },
     ]
-}
-
-/// Every row, for whoever shows them all.
-pub fn rows() -> Vec<Row> {
-    [network(), clock(), limits()].concat()
 }
 
 async fn played(rows: &[Row]) {
