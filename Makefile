@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := target/tools
 DENY_VERSION := 0.20.2
 
-.PHONY: help demo test fmt lint doc deny unit mlserver page chart image bench guard soak tools fmt-fix clean
+.PHONY: help demo test fmt lint doc deny unit faults mlserver page chart image bench guard soak tools fmt-fix clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -39,6 +39,9 @@ $(TOOLS)/bin/cargo-deny:
 
 unit: tools ## unit and integration tests
 	$(CARGO) test --locked
+
+faults: ## the whole fault matrix with all pairs, about ten minutes; docs/reliability.md
+	FAULTS_FULL=1 $(CARGO) test --locked --test it faults:: -- --nocapture --test-threads 1
 
 mlserver: ## tests against the real MLServer
 	$(CARGO) build --locked

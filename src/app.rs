@@ -40,7 +40,7 @@ mod bind;
 mod interpose;
 
 use bind::Listeners;
-use interpose::{drain_limit, interpose};
+use interpose::{hook_limit, interpose};
 
 /// Why the shim did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -221,7 +221,7 @@ impl App {
         );
         let (coordinator, drains) = Coordinator::new(
             config.drain,
-            drain_limit(config.drain_time),
+            hook_limit(config.drain_time),
             prestop::Parts {
                 drain: drain.clone(),
                 watching: watching.clone(),

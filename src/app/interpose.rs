@@ -58,9 +58,19 @@ pub(super) fn interpose(
     })
 }
 
+/// Where the shim itself stops at once, a drain that is called for before that has so long.
+const LEAST: Duration = Duration::from_secs(5);
+
 /// The scheduler's time for a drain: so much less than the shim's own that the answer still arrives.
-pub(super) fn drain_limit(drain_time: Duration) -> Duration {
-    let limit = drain_time - (drain_time / 10).min(Duration::from_secs(10));
+fn drain_limit(drain_time: Duration) -> Duration {
     // The agent may drain although the shim itself stops at once.
-    limit.max(Duration::from_secs(5))
+    hook_limit(drain_time).max(LEAST)
+}
+
+/// The time of a `/drain`: its caller gets its answer although SIGTERM comes right after the call.
+pub(super) fn hook_limit(drain_time: Duration) -> Duration {
+    match drain_time.is_zero() {
+        true => LEAST,
+        false => drain_time - (drain_time / 10).min(Duration::from_secs(10)),
+    }
 }

@@ -233,6 +233,22 @@ async fn a_drain_ends_at_its_bound() {
     assert_eq!(call.await.unwrap().0, 200, "and nothing was cut");
 }
 
+/// As where the hook and SIGTERM come together, and the calls do not end.
+#[tokio::test]
+async fn a_short_drain_time_leaves_the_hook_its_answer() {
+    let (server, mut shim) = pair(&[("SHIM_DRAIN_TIME", "2s")]).await;
+    let to = shim.http();
+    let call =
+        tokio::spawn(async move { http::raw(to, b"GET /hang HTTP/1.1\r\nhost: t\r\n\r\n").await });
+    server.wait_for_call("/hang").await;
+    let hook = hook(&shim, "");
+    shim.metric_reaches(&event("begun"), 1.0).await;
+    shim.stop();
+    assert!(answer(hook).await.starts_with("not drained within 1"));
+    shim.ended().await.unwrap();
+    assert_eq!(call.await.unwrap(), "", "it was cut when the time was over");
+}
+
 #[tokio::test]
 async fn looking_and_other_methods_begin_nothing() {
     let (_server, shim) = pair(&[]).await;

@@ -6,6 +6,7 @@
 
 mod answers;
 mod driver;
+mod flood;
 mod judge;
 mod ledger;
 mod load;

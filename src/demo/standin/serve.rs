@@ -1,10 +1,12 @@
 //! The accept loop of one protocol, and its connections.
 
+use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -35,6 +37,9 @@ pub(super) async fn accept(
             Some(_) = connections.join_next() => {}
         }
     }
+    // Not only closed: a process that is just being started by this one holds a copy of every
+    // descriptor until it is another program, and the kernel would go on accepting for it.
+    let _ = SockRef::from(&listener).shutdown(Shutdown::Both);
     drop(listener);
     connections.shutdown().await;
 }

@@ -1,6 +1,7 @@
 //! A connection as bytes: what the answers above it have to know of the socket below.
 
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -130,6 +131,9 @@ impl Drop for Wire {
         if self.tap.reset.load(Ordering::Relaxed) {
             // Closing a socket that does not linger sends RST instead of FIN.
             let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        } else {
+            // The end is seen at once, also where another process holds a copy for a moment.
+            let _ = SockRef::from(&self.stream).shutdown(Shutdown::Both);
         }
     }
 }

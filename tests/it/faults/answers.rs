@@ -388,3 +388,25 @@ async fn a_server_whose_queue_is_full_is_a_connect_timeout() {
         assert_eq!(down["reason"], "connect-timeout", "{protocol}: {down}");
     }
 }
+
+/// A process that is just being started holds copies of every descriptor of its parent. For that
+/// moment the kernel accepted callers of a server that had been stopped, and then reset them: the
+/// shim said 502 where these tests expect the 503 of a server that refuses.
+#[tokio::test]
+async fn a_stand_in_that_was_stopped_refuses_while_processes_are_started() {
+    let server = StandIn::start(LOOPBACK).await.unwrap();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let starting = std::thread::spawn(move || {
+        while stopped.try_recv().is_err() {
+            let _ = std::process::Command::new("true").status();
+        }
+    });
+    for round in 0..100 {
+        server.stop().await;
+        let met = tokio::net::TcpStream::connect(server.http()).await;
+        assert!(met.is_err(), "round {round}: a stopped server accepts");
+        server.restart().await.unwrap();
+    }
+    stop.send(()).unwrap();
+    starting.join().unwrap();
+}

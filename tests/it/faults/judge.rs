@@ -1,9 +1,11 @@
 //! What was wrong with a cell, from what was recorded. No sockets.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::driver::{Phase, Row, promised};
+use tokio::time::Instant;
+
+use super::driver::{GRACE, Phase, Ready, Row, promised, scaled};
 use super::ledger::{Call, Fate, Kind};
 use super::process::Held;
 
@@ -36,7 +38,9 @@ impl Played {
     }
 
     pub fn served(&self) -> usize {
-        self.fates().filter(|(_, _, fate)| **fate == Fate::Served).count()
+        self.fates()
+            .filter(|(_, _, fate)| **fate == Fate::Served)
+            .count()
     }
 
     pub fn lost(&self) -> usize {
@@ -60,8 +64,18 @@ impl Played {
     }
 
     fn lost_of(&self, kind: Kind) -> Vec<&Call> {
-        let of = self.fates().filter(|(call, _, fate)| call.kind == kind && fate.is_loss());
+        let of = self
+            .fates()
+            .filter(|(call, _, fate)| call.kind == kind && fate.is_loss());
         of.map(|(call, ..)| call).collect()
+    }
+
+    fn served_in_the_fault(&self, kind: Kind) -> bool {
+        self.fates().any(|(call, _, fate)| {
+            let after = self.injected.is_some_and(|at| call.begun >= at);
+            let before = self.healed.is_some_and(|at| call.begun < at);
+            call.kind == kind && after && before && *fate == Fate::Served
+        }) || kind == Kind::GrpcStream
     }
 
     /// From the end of the fault to the first answer.
@@ -75,7 +89,13 @@ impl Played {
 }
 
 /// Every complaint about a cell.
-pub fn all(row: &Row, phase: Phase, with: &Played, without: Option<&Played>) -> Vec<String> {
+pub fn all(
+    row: &Row,
+    phase: Phase,
+    subscribes: usize,
+    with: &Played,
+    without: Option<&Played>,
+) -> Vec<String> {
     let mut complaints = with.complaints.clone();
     let mut say = |text: String| complaints.push(text);
     for (id, times) in with.received.iter().filter(|(_, times)| **times > 1) {
@@ -83,7 +103,10 @@ pub fn all(row: &Row, phase: Phase, with: &Played, without: Option<&Played>) -> 
     }
     for (call, _, fate) in with.fates() {
         if *fate == Fate::Served && !with.received.contains_key(&call.id) {
-            say(format!("call {} was answered and never reached the server", call.id));
+            say(format!(
+                "call {} was answered and never reached the server",
+                call.id
+            ));
         }
     }
     for call in with.lost_in_peace().into_iter().take(3) {
@@ -94,13 +117,22 @@ pub fn all(row: &Row, phase: Phase, with: &Played, without: Option<&Played>) -> 
         say(format!("the scheduler's belief is wrong: {wrong}"));
     }
     if !with.lost_models.is_empty() {
-        say(format!("the server does not have {:?} again", with.lost_models));
+        say(format!(
+            "the server does not have {:?} again",
+            with.lost_models
+        ));
     }
-    if with.subscribes > row.expect.subscribes {
-        let allowed = row.expect.subscribes;
-        say(format!("{} Subscribes, at most {allowed} were to come", with.subscribes));
+    if with.subscribes > subscribes {
+        let came = with.subscribes;
+        say(format!(
+            "{came} Subscribes, at most {subscribes} were to come"
+        ));
     }
-    for line in with.log.lines().filter(|l| l.contains("panicked at") || l.contains("RUST_BACKTRACE")) {
+    for line in with
+        .log
+        .lines()
+        .filter(|l| l.contains("panicked at") || l.contains("RUST_BACKTRACE"))
+    {
         say(format!("panic: {line}"));
     }
     let Some(without) = without else {
@@ -111,16 +143,34 @@ pub fn all(row: &Row, phase: Phase, with: &Played, without: Option<&Played>) -> 
     }
     let mut say = |text: String| complaints.push(text);
     for kind in Kind::ALL {
-        let lost = with.lost_of(kind);
-        if without.lost_of(kind).is_empty() && !lost.is_empty() && phase != Phase::Idle {
-            let first = &lost[0];
-            say(format!("{} of {kind:?} lost, none without the shim: {first:?}", lost.len()));
+        let mut lost = with.lost_of(kind);
+        if row.expect.answers {
+            let grace = match row.expect.ready {
+                Ready::GoesAfterGrace => scaled(GRACE),
+                _ => Duration::ZERO,
+            };
+            let told = with.injected.map(|at| at + grace);
+            lost.retain(|call| {
+                !matches!(&call.end, Some((at, Fate::ByShim(_))) if told.is_some_and(|t| *at >= t))
+            });
         }
-        if let Some(direct) = without.recovery(kind) {
+        // That it would have been served is seen, not believed.
+        let proof = without.lost_of(kind).is_empty() && without.served_in_the_fault(kind);
+        if proof && !lost.is_empty() && phase != Phase::Idle {
+            let first = &lost[0];
+            say(format!(
+                "{} of {kind:?} lost, none without the shim: {first:?}",
+                lost.len()
+            ));
+        }
+        // A stream is over when the callers are stopped.
+        if let Some(direct) = without.recovery(kind).filter(|_| kind != Kind::GrpcStream) {
             let limit = direct + promised(3.0);
             if with.recovery(kind).is_none_or(|took| took > limit) {
                 let took = with.recovery(kind);
-                say(format!("{kind:?} served again after {took:?}, without the shim {direct:?}"));
+                say(format!(
+                    "{kind:?} served again after {took:?}, without the shim {direct:?}"
+                ));
             }
         }
     }
@@ -141,7 +191,10 @@ fn hung(with: &Played, say: &mut impl FnMut(String)) {
         if open || (known && end.saturating_duration_since(call.begun) > limit) {
             let how = call.end.as_ref().map(|(_, fate)| fate);
             let took = end.saturating_duration_since(call.begun);
-            say(format!("hung: call {} ({:?}) took {took:?}, {how:?}", call.id, call.kind));
+            say(format!(
+                "hung: call {} ({:?}) took {took:?}, {how:?}",
+                call.id, call.kind
+            ));
         }
     }
 }

@@ -154,7 +154,10 @@ impl Caller {
             let id = self.ledger.begin(self.kind);
             let fate = self
                 .bounded(async {
-                    if connection.as_ref().is_none_or(|(sender, _)| sender.is_closed()) {
+                    if connection
+                        .as_ref()
+                        .is_none_or(|(sender, _)| sender.is_closed())
+                    {
                         connection = match http(to).await {
                             Ok(new) => Some(new),
                             Err(fate) => return fate,
@@ -180,7 +183,10 @@ impl Caller {
             let id = self.ledger.begin(self.kind);
             let fate = self
                 .bounded(async {
-                    if connection.as_ref().is_none_or(|(sender, _)| sender.is_closed()) {
+                    if connection
+                        .as_ref()
+                        .is_none_or(|(sender, _)| sender.is_closed())
+                    {
                         connection = match grpc(to).await {
                             Ok(new) => Some(new),
                             Err(fate) => return fate,
@@ -251,11 +257,21 @@ async fn web_call(sender: &mut http1::SendRequest<Body>, kind: Kind, id: u64) ->
     let large = kind == Kind::HttpLarge;
     let (path, body) = match large {
         true => ("/echo", Bytes::from(vec![id as u8; LARGE])),
-        false => ("/v2/models/iris/infer", Bytes::from(format!("{{\"id\": \"{id}\"}}"))),
+        false => (
+            "/v2/models/iris/infer",
+            Bytes::from(format!("{{\"id\": \"{id}\"}}")),
+        ),
     };
     let request = Request::post(path)
         .header("host", "test")
-        .header("content-type", if large { "application/octet-stream" } else { "application/json" })
+        .header(
+            "content-type",
+            if large {
+                "application/octet-stream"
+            } else {
+                "application/json"
+            },
+        )
         .header(ID, id.to_string())
         .body(full(body.clone()))
         .unwrap();
@@ -334,7 +350,10 @@ async fn stream_call(
     if let Err(error) = sender.ready().await {
         return broken(&error);
     }
-    let response = match sender.send_request(call("ModelStreamInfer", id, body)).await {
+    let response = match sender
+        .send_request(call("ModelStreamInfer", id, body))
+        .await
+    {
         Ok(response) => response,
         Err(error) => return broken(&error),
     };

@@ -23,8 +23,10 @@ const USUAL: Row = Row {
         ready: Ready::Stays,
         findings: &[],
         subscribes: 0,
+        answers: false,
         words: "",
     },
+    weight: 1,
     direct: true,
     memory: MEMORY,
 };
@@ -62,6 +64,7 @@ pub fn network() -> Vec<Row> {
                 ready: Ready::GoesAfterGrace,
                 findings: &["AS004", "AS005"],
                 subscribes: 0,
+                answers: true,
                 words: "calls wait within the grace and fail at once after it; what runs is not cut",
             },
             ..USUAL

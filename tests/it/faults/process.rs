@@ -9,12 +9,21 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::process::{Child, Command};
 
+use super::driver::{self, GRACE};
 use super::place::*;
+
+/// A variable of the tests' own; the program's are read by `config` alone.
+#[allow(clippy::disallowed_methods)]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
 
 /// Sends a signal by its name.
 pub fn signal(pid: u32, name: &str) {
     let pid = pid.to_string();
-    let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status();
+    let sent = std::process::Command::new("kill")
+        .args(["-s", name, &pid])
+        .status();
     assert!(sent.unwrap().success(), "no SIG{name} to {pid}");
 }
 
@@ -59,7 +68,11 @@ impl Shim {
         let program = env!("CARGO_BIN_EXE_agent-shim").to_string();
         let mut line: Vec<String> = before.to_vec();
         line.push(program);
-        let log = OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .unwrap();
         let child = Command::new(&line[0])
             .args(&line[1..])
             .env_clear()
@@ -108,6 +121,7 @@ pub fn held(pid: u32) -> Held {
 pub fn variables(place: &Place, more: &[(&str, String)]) -> Vec<(String, String)> {
     let ip = place.ip().to_string();
     let [http, grpc] = place.ports();
+    let scaled = |millis| format!("{}ms", driver::scaled(millis).as_millis());
     let mut all: Vec<(String, String)> = [
         ("SHIM_INFERENCE_HOSTS", ip.clone()),
         ("SHIM_INFERENCE_HTTP_PORT", http.to_string()),
@@ -123,10 +137,10 @@ pub fn variables(place: &Place, more: &[(&str, String)]) -> Vec<(String, String)
         ("SHIM_MEMORY_BYTES", "8Gi".into()),
         // The stand-in has no Python that could be looked at.
         ("SHIM_CAPABILITIES_LIST", "mlserver,sklearn".into()),
-        ("SHIM_PROBE_INTERVAL", "500ms".into()),
-        ("SHIM_PROBE_CONNECT_TIMEOUT", "500ms".into()),
-        ("SHIM_PROBE_TIMEOUT", "500ms".into()),
-        ("SHIM_OUTAGE_GRACE", "2s".into()),
+        ("SHIM_PROBE_INTERVAL", scaled(500)),
+        ("SHIM_PROBE_CONNECT_TIMEOUT", scaled(500)),
+        ("SHIM_PROBE_TIMEOUT", scaled(500)),
+        ("SHIM_OUTAGE_GRACE", scaled(GRACE)),
         ("SHIM_FAILBACK_HOLD", "1s".into()),
         ("SHIM_DRAIN_TIME", "4s".into()),
         ("SHIM_AGENT_READY_PORT", "0".into()),

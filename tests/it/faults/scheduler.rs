@@ -3,7 +3,9 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use agent_shim::demo::scheduler::{FakeScheduler, Manners};
 use agent_shim::demo::store::Store;
@@ -171,7 +173,8 @@ where
     let (mut from, mut to) = (std::pin::pin!(from), std::pin::pin!(to));
     let mut some = vec![0; 16 << 10];
     while let Ok(n @ 1..) = from.read(&mut some).await {
-        if state.wait_for(|s| !s.stalled).await.is_err() || to.write_all(&some[..n]).await.is_err() {
+        if state.wait_for(|s| !s.stalled).await.is_err() || to.write_all(&some[..n]).await.is_err()
+        {
             return;
         }
     }
@@ -181,7 +184,6 @@ where
 #[derive(Debug, Clone)]
 pub struct Subscribed {
     pub total: u64,
-    pub capabilities: Vec<String>,
 }
 
 /// The scheduler with its two fronts.
@@ -192,7 +194,6 @@ pub struct Scheduler {
     /// What the schedulers before this one were told.
     past: Mutex<Vec<Subscribed>>,
     wanted: Mutex<Vec<String>>,
-    pub ended: Mutex<Option<Instant>>,
 }
 
 impl Scheduler {
@@ -203,7 +204,6 @@ impl Scheduler {
             now: Mutex::new(None),
             past: Mutex::default(),
             wanted: Mutex::default(),
-            ended: Mutex::default(),
         }
     }
 
@@ -235,10 +235,6 @@ impl Scheduler {
         if let Some(fake) = self.now.lock().unwrap().as_ref() {
             fake.load(model(name, &["sklearn"], Some(GI)));
         }
-    }
-
-    pub fn wanted(&self) -> Vec<String> {
-        self.wanted.lock().unwrap().clone()
     }
 
     /// Every Subscribe that has come, in order.
@@ -275,7 +271,6 @@ fn subscribed(store: &Store) -> Vec<Subscribed> {
             let config = request.replica_config.unwrap_or_default();
             Subscribed {
                 total: config.memory_bytes,
-                capabilities: config.capabilities,
             }
         })
         .collect()

@@ -1,8 +1,11 @@
 //! What a cell plays on: a server, a scheduler, an agent, and the shim between them or none.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use agent_shim::demo::agent::{AgentConfig, FakeAgent};
 use agent_shim::demo::scheduler::Manners;
@@ -43,6 +46,8 @@ pub struct Stage {
     pub agent: Mutex<Option<FakeAgent>>,
     /// Tasks of a fault: they end with it.
     pub tasks: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
+    /// Whether the shim was told to end by the fault.
+    pub terminated: AtomicBool,
     /// What an act has to say about an invariant of its own.
     pub complaints: Mutex<Vec<String>>,
     pub wants: Wants,
@@ -54,7 +59,9 @@ impl Stage {
     pub async fn new(with_shim: bool, wants: fn(&Place) -> Wants) -> Stage {
         let place = Place::new();
         let wants = wants(&place);
-        let tls = wants.tls.then(|| super::tls::Authority::new(&place.folder, place.ip()));
+        let tls = wants
+            .tls
+            .then(|| super::tls::Authority::new(&place.folder, place.ip()));
         let server = Server::new(place.ip(), place.ports(), &place.folder);
         server.start(place.ip(), &[]).await;
         let identity: Option<Arc<ServerConfig>> = match (&tls, with_shim) {
@@ -74,6 +81,7 @@ impl Stage {
             shim: tokio::sync::Mutex::new(None),
             agent: Mutex::new(None),
             tasks: tokio::sync::Mutex::default(),
+            terminated: AtomicBool::new(false),
             complaints: Mutex::default(),
             wants,
             tls,
@@ -103,6 +111,12 @@ impl Stage {
         let mut config = AgentConfig::new(self.place.at(scheduler), self.requested());
         config.inference = Some(inference);
         *self.agent.lock().unwrap() = Some(FakeAgent::start(config));
+    }
+
+    /// Where its agent thinks the scheduler is.
+    pub fn scheduler_of_agent(&self) -> SocketAddr {
+        self.place
+            .at(if self.with_shim { AGENT } else { SCHEDULER })
     }
 
     pub fn kill_agent(&self) {
@@ -203,7 +217,9 @@ pub async fn ask(to: SocketAddr, method: &str, path: &str, body: &str) -> Option
         let body = response.into_body().collect().await.ok()?.to_bytes();
         Some((code, String::from_utf8_lossy(&body).into_owned()))
     };
-    tokio::time::timeout(Duration::from_secs(2), call).await.ok()?
+    tokio::time::timeout(Duration::from_secs(2), call)
+        .await
+        .ok()?
 }
 
 /// Asks until something is so, and says how long it took; `None` where it was not within the limit.

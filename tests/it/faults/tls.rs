@@ -80,7 +80,10 @@ impl Authority {
 fn signed(issuer: &Issuer, host: &str) -> (String, String) {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec![host.to_string()]).unwrap();
-    (params.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
+    (
+        params.signed_by(&key, issuer).unwrap().pem(),
+        key.serialize_pem(),
+    )
 }
 
 /// A server for an address, which asks its callers for a certificate of `trusted`.
