@@ -168,7 +168,7 @@ fn under(words: &[&str]) -> Wants {
     Wants {
         before: words.iter().map(ToString::to_string).collect(),
         // What such a container has of variables.
-        env: vec![("PATH", std::env::var("PATH").unwrap_or_default())],
+        env: vec![("PATH", env!("PATH").to_string())],
         ..Wants::default()
     }
 }

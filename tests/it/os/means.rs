@@ -247,12 +247,12 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Busy until the kernel has let go of its last process.
-        for _ in 0..50 {
+        // Busy until the kernel has let go of its last process, which is a moment after that ended.
+        for _ in 0..100 {
             if std::fs::remove_dir(&self.folder).is_ok() {
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            let _ = fails("sleep", &["0.02"]);
         }
     }
 }
