@@ -49,7 +49,7 @@ impl Clock {
         }
         // `at` may lie ahead, and a clock may stand near the beginning of its time.
         let begun = system.checked_sub(now).unwrap_or(SystemTime::UNIX_EPOCH);
-        begun + at
+        (begun + at).max(SystemTime::UNIX_EPOCH)
     }
 
     /// A point of this clock as RFC 3339 in UTC, to the millisecond.
