@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := target/tools
 DENY_VERSION := 0.20.2
 
-.PHONY: help demo test ahead ahead-release ahead-tests fmt lint doc deny unit faults mlserver page chart image release bench guard fuzz tools fmt-fix clean
+.PHONY: help demo test ahead ahead-release ahead-tests fmt lint doc deny unit faults mlserver page chart image release bench guard fuzz soak tools fmt-fix clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -100,6 +100,14 @@ guard: release ## instructions a call and a probe, memory and size against bench
 	target/chart-venv/bin/python -m pytest tests/bench -q -ra -p no:cacheprovider
 	$(CARGO) test --locked --bench hot_paths
 	python3 benches/guard.py $(ARGS)
+
+# In a network namespace of its own where the machine lets it, so that packets can be dropped.
+soak: ## 10 minutes of load and faults at random; an hour: ARGS="--minutes 60"; again: ARGS="--seed N"
+	$(CARGO) build --locked --bin agent-shim --example soak
+	@run=target/debug/examples/soak; \
+	if unshare --net true 2>/dev/null; then \
+	  unshare --net sh -c 'ip link set lo up && exec "$$0" "$$@"' $$run $(ARGS); \
+	else $$run $(ARGS); fi
 
 bench: release ## the comparison with nginx, HAProxy and Envoy, the acceptance run (wants a quiet machine)
 	./benches/setup.sh

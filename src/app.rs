@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::config::models::Mend;
 use crate::config::{Config, Mode};
 use crate::correction::Correction;
+use crate::descriptors::{self, Places};
 use crate::doctor::watch::Watch;
 use crate::drain::Drain;
 use crate::endpoint::Protocol;
@@ -109,6 +110,7 @@ impl App {
         let clock = Clock::start();
         let metrics = Metrics::new();
         let drain = Drain::exported(&metrics);
+        let places = Places::new(descriptors::limit());
         let client = models::client()?;
         let probe = ServerProbe {
             limits: config.probe,
@@ -247,6 +249,7 @@ impl App {
             scheduler: interposed.as_ref().map(|i| i.seen.clone()),
             agent,
             drains,
+            places: places.clone(),
         };
         let shared = Shared::new(parts, &metrics);
         let (admin, reporter) = Admin::new(shared.clone(), metrics.clone(), scrape);
@@ -266,6 +269,7 @@ impl App {
             worker: worker.clone(),
             flights: flights.clone(),
             gate: gate.clone(),
+            descriptors: places.clone(),
             in_flight: drain.in_flight().clone(),
             metrics,
         };

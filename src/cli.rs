@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Loaded};
-use crate::{app, telemetry};
+use crate::{app, descriptors, telemetry};
 
 pub mod doctor;
 pub mod inject;
@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
             });
         }
     };
-    match cli.command.unwrap_or(Command::Run) {
+    let code = match cli.command.unwrap_or(Command::Run) {
         Command::Run => run(),
         Command::Status(args) => block_on(status::main(args)),
         Command::Doctor(args) => doctor::run(*args),
@@ -90,7 +90,9 @@ pub fn main() -> ExitCode {
         Command::Config(args) => show_config(&args),
         #[cfg(feature = "demo")]
         Command::Demo(args) => block_on(crate::demo::main(args)),
-    }
+    };
+    telemetry::flush();
+    code
 }
 
 fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
@@ -111,6 +113,9 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("agent-shim")
+        // Looks into /proc and name look-ups. Each thread that ever ran keeps an arena of the
+        // allocator for good, and the default of 512 lets a busy machine add one after another.
+        .max_blocking_threads(8)
         .build()
 }
 
@@ -132,6 +137,7 @@ fn run() -> ExitCode {
         Err(code) => return code,
     };
     telemetry::init(&loaded.config.log, loaded.config.log_format);
+    descriptors::raise();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

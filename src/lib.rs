@@ -15,6 +15,7 @@ pub mod config;
 pub mod correction;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod descriptors;
 pub mod doctor;
 pub mod drain;
 pub mod dual_stack;

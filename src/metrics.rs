@@ -39,6 +39,7 @@ impl Metrics {
             .registry
             .register(Box::new(process))
             .expect("nothing else has the process's names");
+        metrics.register(crate::telemetry::lost());
         metrics
     }
 

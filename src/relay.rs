@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use crate::capability::gate::Gate;
 use crate::clock::Clock;
 use crate::config::Mode;
+use crate::descriptors;
 use crate::drain::in_flight::InFlight;
 use crate::drain::{Busy, Drain};
 use crate::endpoint::Protocol;
@@ -79,6 +80,8 @@ pub struct Context {
     pub flights: flights::Flights,
     /// Set where the server is asked through the probe model.
     pub gate: Option<Gate>,
+    /// How many connections there may be for the sake of descriptors, of both relays together.
+    pub descriptors: descriptors::Places,
     /// Counts inference calls, so that a drain can wait for them.
     pub in_flight: InFlight,
     /// The relay's series.
@@ -167,12 +170,12 @@ pub async fn serve(listener: TcpListener, context: Context, drain: Drain) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            (descriptors, accepted) = context.descriptors.accept(&listener) => match accepted {
                 Ok((stream, peer)) => {
                     // The queue of the listener is the place to wait while every other runs a call.
                     places.room().await;
                     prepare(&stream);
-                    let held = (places.take(), drain.busy());
+                    let held = (places.take(), drain.busy(), descriptors);
                     connections.spawn(connection(stream, peer, context.clone(), held));
                 }
                 Err(error) => {
@@ -202,7 +205,7 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     context: Arc<Context>,
-    (place, _busy): (Place, Busy),
+    (place, _busy, _descriptors): (Place, Busy, descriptors::Place),
 ) {
     let open = context.metrics.open.clone();
     open.inc();

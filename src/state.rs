@@ -12,6 +12,7 @@ use crate::agent::Seen;
 use crate::capability;
 use crate::clock::Clock;
 use crate::config::Mode;
+use crate::descriptors::Places;
 use crate::doctor::watch::History;
 use crate::drain::Drain;
 use crate::history::{Change, What};
@@ -56,6 +57,8 @@ pub struct Shared {
     pub agent: watch::Receiver<Seen>,
     /// Drains that are called for.
     pub drains: Handle,
+    /// The places for callers.
+    pub places: Places,
     /// What the server has been through.
     pub history: History,
     kept: Arc<Mutex<Vec<Condition>>>,
@@ -101,6 +104,8 @@ pub struct Parts {
     pub agent: watch::Receiver<Seen>,
     /// Drains that are called for.
     pub drains: Handle,
+    /// The places for callers.
+    pub places: Places,
 }
 
 impl Shared {
@@ -131,6 +136,7 @@ impl Shared {
             scheduler: parts.scheduler,
             agent: parts.agent,
             drains: parts.drains,
+            places: parts.places,
             history: History::default(),
             kept: Arc::default(),
             kept_remote: Arc::default(),

@@ -255,6 +255,12 @@ impl StandIn {
         self.0.world.journal.all()
     }
 
+    /// The calls from the `number`-th on, counted from 0 over all that ever arrived, and the number
+    /// of the next. Those that are forgotten already are left out.
+    pub fn calls_from(&self, number: usize) -> (Vec<Call>, usize) {
+        self.0.world.journal.from(number)
+    }
+
     /// The calls to one path, in order of arrival; a query is not compared.
     pub fn calls_to(&self, path: &str) -> Vec<Call> {
         let mut calls = self.calls();

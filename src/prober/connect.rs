@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::descriptors;
 use crate::health::{Outcome, Reason};
 
 /// Opens a connection, or says why there is none.
@@ -42,6 +43,8 @@ pub fn io_reason(error: &io::Error) -> Reason {
             Reason::Reset
         }
         TimedOut => Reason::ConnectTimeout,
+        // The shim's own want says nothing of the server: silence, which has a grace.
+        _ if descriptors::is_short(error) => Reason::ConnectTimeout,
         // Refused, and every way in which the network says that the address cannot be reached.
         _ => Reason::Refused,
     }

@@ -11,6 +11,7 @@ use crate::endpoint::{Candidate, Host};
 
 type Answer = Result<Vec<SocketAddr>, String>;
 type UnderWay = HashMap<(String, u16), JoinHandle<Answer>>;
+type Known = HashMap<(String, u16), Vec<SocketAddr>>;
 
 /// Resolves candidates. The system's resolver blocks a thread for as long as it likes (10 s is
 /// common with an unreachable name server), so a look-up that outlasts its bound is kept and
@@ -19,6 +20,7 @@ type UnderWay = HashMap<(String, u16), JoinHandle<Answer>>;
 pub struct Resolver {
     limit: Duration,
     under_way: Arc<Mutex<UnderWay>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl Resolver {
@@ -27,6 +29,7 @@ impl Resolver {
         Resolver {
             limit,
             under_way: Arc::default(),
+            known: Arc::default(),
         }
     }
 
@@ -40,7 +43,12 @@ impl Resolver {
         let kept = self.lock().remove(&key);
         let mut lookup = kept.unwrap_or_else(|| tokio::spawn(look_up(key.clone())));
         match tokio::time::timeout(self.limit, &mut lookup).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(Ok(addresses))) => {
+                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                known.insert(key, addresses.clone());
+                Ok(addresses)
+            }
+            Ok(Ok(failed)) => failed,
             Ok(Err(error)) => Err(format!("the look-up of {} failed: {error}", key.0)),
             Err(_) => {
                 let text = format!("no answer about {} within {:?}", key.0, self.limit);
@@ -48,6 +56,15 @@ impl Resolver {
                 Err(text)
             }
         }
+    }
+
+    /// The addresses that a name had when it was last found; `None` where it never was.
+    pub fn last(&self, candidate: &Candidate) -> Option<Vec<SocketAddr>> {
+        let Host::Name(name) = &candidate.host else {
+            return None;
+        };
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&(name.clone(), candidate.port)).cloned()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, UnderWay> {

@@ -34,17 +34,20 @@ impl Probe for ServerProbe {
         let (limits, resolver) = (self.limits, self.resolver.clone());
         let candidate = candidate.clone();
         Box::pin(async move {
-            let addresses = match resolver.resolve(&candidate).await {
-                Ok(addresses) => addresses,
-                Err(detail) => {
-                    return Report {
-                        outcome: Outcome::Unhealthy {
-                            reason: Reason::Dns,
-                            detail,
-                        },
-                        address: None,
-                    };
-                }
+            let no_name = |detail| Report {
+                outcome: Outcome::Unhealthy {
+                    reason: Reason::Dns,
+                    detail,
+                },
+                address: None,
+            };
+            // A name server that is gone is no word about the server: it is asked where it was.
+            let (addresses, unresolved) = match resolver.resolve(&candidate).await {
+                Ok(addresses) => (addresses, None),
+                Err(detail) => match resolver.last(&candidate) {
+                    Some(addresses) => (addresses, Some(detail)),
+                    None => return no_name(detail),
+                },
             };
             let mut last: Option<Report> = None;
             for address in addresses.into_iter().take(MAX_ADDRESSES) {
@@ -66,13 +69,16 @@ impl Probe for ServerProbe {
                     break;
                 }
             }
-            last.unwrap_or_else(|| Report {
-                outcome: Outcome::Unhealthy {
-                    reason: Reason::Dns,
-                    detail: "the name has no address".into(),
-                },
-                address: None,
-            })
+            let Some(report) = last else {
+                return no_name("the name has no address".into());
+            };
+            match (unresolved, &report.outcome) {
+                // It may have moved, and then this says nothing about where it is now.
+                (Some(why), Outcome::Unhealthy { reason, detail }) if !reason.is_silence() => {
+                    no_name(format!("{why}; and where it was before: {detail}"))
+                }
+                _ => report,
+            }
         })
     }
 }

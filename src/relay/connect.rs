@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{Context, prepare};
+use crate::descriptors;
 use crate::endpoint::Protocol;
 use crate::health::{Reason, State};
 use crate::view::View;
@@ -64,6 +65,7 @@ pub async fn connect(context: &Context) -> Result<Connected, Unavailable> {
             Ok(Ok(stream)) if is_self(stream) => Attempt::Refused,
             Ok(Ok(_)) => Attempt::Connected,
             Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => Attempt::Timeout,
+            Ok(Err(error)) if descriptors::is_short(error) => Attempt::Timeout,
             Ok(Err(_)) => Attempt::Refused,
             Err(_) => Attempt::Timeout,
         };

@@ -10,6 +10,7 @@ mod flood;
 mod judge;
 mod ledger;
 mod load;
+mod os;
 mod place;
 mod process;
 mod scheduler;

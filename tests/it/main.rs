@@ -29,6 +29,7 @@ mod inject;
 mod life_cycle;
 mod metrics;
 mod observe;
+mod os;
 mod page;
 mod pod_run;
 mod probe_model;

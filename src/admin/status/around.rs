@@ -76,6 +76,12 @@ pub struct Around {
     pub process_reason: Option<String>,
     /// How often the server was lost or started anew within the last ten minutes.
     pub restarts: usize,
+    /// How many callers' connections there may be at once, by the limit on descriptors.
+    #[serde(default)]
+    pub places: usize,
+    /// For how long all of them have been taken, in seconds; null where they are not.
+    #[serde(default)]
+    pub places_short_s: Option<f64>,
 }
 
 pub(super) fn subscription(shared: &Shared) -> Option<SubscriptionStatus> {
@@ -144,6 +150,8 @@ pub(super) fn around(shared: &Shared, view: &View) -> Around {
         process: (observed.looks > 0).then_some(observed.server.is_some()),
         process_reason: observed.no_server.clone(),
         restarts: shared.history.restarts(shared.clock.now()),
+        places: shared.places.all(),
+        places_short_s: shared.places.short().map(|d| d.as_secs_f64()),
     }
 }
 

@@ -86,6 +86,13 @@ impl Journal {
         self.log().calls.iter().cloned().collect()
     }
 
+    pub(super) fn from(&self, number: usize) -> (Vec<Call>, usize) {
+        let log = self.log();
+        let skipped = number.saturating_sub(log.first);
+        let calls = log.calls.iter().skip(skipped).cloned().collect();
+        (calls, log.first + log.calls.len())
+    }
+
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }

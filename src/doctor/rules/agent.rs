@@ -38,6 +38,18 @@ pub const RULES: &[Rule] = &[
         check: shim_stopping,
     },
     Rule {
+        id: "AS022",
+        name: "descriptors-short",
+        link: Link::Shim,
+        kind: Kind::Cause,
+        title: "the shim has no descriptors left for more callers",
+        symptoms: &["Too many open files", "cannot accept a connection"],
+        needs: &[Need::Status],
+        rules_out: &[],
+        fix: "raise the limit on open files of the container runtime (hard limit, `ulimit -Hn`), or look who opens so many connections",
+        check: descriptors_short,
+    },
+    Rule {
         id: "AS030",
         name: "agent-past-the-shim",
         link: Link::Agent,
@@ -106,6 +118,24 @@ fn shim_unreachable(e: &Evidence) -> Verdict {
         "kubectl logs POD -c agent-shim --previous; kubectl logs POD -c agent-shim",
     )
     .seen(why)
+    .into()
+}
+
+fn descriptors_short(e: &Evidence) -> Verdict {
+    let Some(around) = e.status.as_ref().map(|s| &s.around) else {
+        return Verdict::Clear(String::new());
+    };
+    let Some(for_s) = around.places_short_s else {
+        return Verdict::Clear(String::new());
+    };
+    let text = format!(
+        "all {} places for callers' connections have been taken for {for_s:.0}s, as many as the limit on descriptors allows: new connections wait, those that are open go on",
+        around.places
+    );
+    Found::broken(
+        text,
+        "raise the hard limit on open files of the container runtime, or look who opens so many connections",
+    )
     .into()
 }
 

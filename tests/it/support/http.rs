@@ -80,6 +80,21 @@ pub async fn get(to: SocketAddr, path: &str) -> (u16, String) {
     (status, String::from_utf8(body.to_vec()).unwrap())
 }
 
+/// As [`get`], over this connection; `None` where it broke or took more than a second.
+pub async fn get_over(stream: TcpStream, path: &str) -> Option<(u16, String)> {
+    let asked = async {
+        let (mut sender, connection) = handshake(TokioIo::new(stream)).await.ok()?;
+        let task = tokio::spawn(connection);
+        let response = sender.send_request(request("GET", path, "")).await.ok()?;
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.ok()?.to_bytes();
+        task.abort();
+        Some((status, String::from_utf8(body.to_vec()).ok()?))
+    };
+    let limit = std::time::Duration::from_secs(1);
+    tokio::time::timeout(limit, asked).await.ok().flatten()
+}
+
 /// Sends raw bytes and returns everything that comes until the other side closes.
 pub async fn raw(to: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(to).await.unwrap();

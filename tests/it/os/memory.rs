@@ -1,0 +1,90 @@
+//! A limit on memory, by the kernel: what is relayed goes through, not in.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use agent_shim::demo::standin::StandIn;
+use tokio::task::JoinSet;
+
+use super::means::{Means, cgroup, has};
+use super::process::Start;
+use crate::support::grpc;
+use crate::support::http::{Client, request};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const LIMIT: u64 = 32 << 20;
+const BODY: usize = 16 << 20;
+
+#[tokio::test]
+async fn in_32_mib_bodies_of_16_mib_and_a_thousand_callers_are_carried() {
+    if !has("a limit on memory", &[Means::Memory]) {
+        return;
+    }
+    let server = StandIn::start(LOOPBACK).await.unwrap();
+    let group = cgroup("relay", LIMIT).unwrap();
+    let script = format!("{} && exec \"$0\"", group.enter());
+    let mut process = Start::before(&server)
+        .under(&["sh", "-c", &script])
+        // As by default: a thousand callers at once take a machine its time.
+        .with("SHIM_PROBE_INTERVAL", "1s")
+        .with("SHIM_PROBE_CONNECT_TIMEOUT", "1s")
+        .with("SHIM_PROBE_TIMEOUT", "1s")
+        .with("SHIM_OUTAGE_GRACE", "20s")
+        .ready()
+        .await;
+    // Each has made a call and stays.
+    let mut callers = JoinSet::new();
+    for n in 0..1000 {
+        let (http, grpc_at) = (process.http, process.grpc);
+        callers.spawn(async move {
+            if n % 2 == 0 {
+                let mut client = Client::connect(http).await;
+                assert_eq!(client.get("/headers").await.0, 200);
+                (Some(client), None)
+            } else {
+                let mut client = grpc::Client::connect(grpc_at).await;
+                assert_eq!(client.call("ModelInfer", b"a").await.unwrap().status().0, 0);
+                (None, Some(client))
+            }
+        });
+        if callers.len() % 50 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let open = callers.join_all().await;
+    assert_eq!(open.len(), 1000);
+    let mut big = JoinSet::new();
+    for _ in 0..2 {
+        let http = process.http;
+        big.spawn(async move {
+            let mut client = Client::connect(http).await;
+            let body = vec![b'x'; BODY];
+            let (status, _, answer) = client.call(request("POST", "/sink", body)).await;
+            assert_eq!(
+                (status, answer),
+                (200, format!(r#"{{"bytes":{BODY}}}"#).into())
+            );
+            let (status, _, answer) = client.get(&format!("/large?bytes={BODY}")).await;
+            assert_eq!((status, answer.len()), (200, BODY));
+        });
+        let grpc_at = process.grpc;
+        big.spawn(async move {
+            let mut client = grpc::Client::connect(grpc_at).await;
+            let message = vec![b'y'; BODY];
+            let answer = client.call("ModelInfer", &message).await.unwrap();
+            assert_eq!(answer.messages[0].len(), BODY);
+        });
+    }
+    big.join_all().await;
+    assert!(process.runs());
+    assert_eq!(process.ask("/readyz").await.unwrap().0, 200);
+    let (killed, _) = group.events();
+    assert_eq!(killed, 0);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let peak = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
+    eprintln!(
+        "peak of the group {:?}, of the process {peak}",
+        group.peak()
+    );
+    drop(open);
+    process.child.kill().await.unwrap();
+}
