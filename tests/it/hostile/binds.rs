@@ -38,7 +38,10 @@ impl Apart {
         let child = Command::new("unshare")
             .args(["-n", "sh", "-c", &script, env!("CARGO_BIN_EXE_agent-shim")])
             .env_clear()
-            .env("PATH", std::env::var("PATH").unwrap_or_default())
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
             // Nobody is there; the listener is what matters.
             .env("SHIM_SCHEDULER", "127.0.0.1:9005")
             .stderr(Stdio::null())

@@ -197,9 +197,12 @@ pub async fn say(to: SocketAddr, bytes: &[u8]) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
+/// A caller: its port, how many answers it has had, what went wrong.
+type Innocent = (&'static str, Arc<AtomicU64>, JoinHandle<Option<String>>);
+
 /// Callers who behave, one after another on each port, until they are told to stop.
 pub struct Innocents {
-    tasks: Vec<(&'static str, Arc<AtomicU64>, JoinHandle<Option<String>>)>,
+    tasks: Vec<Innocent>,
     stop: Arc<tokio::sync::Notify>,
 }
 
