@@ -57,10 +57,13 @@ pub async fn serve(stream: TcpStream, context: &Context, place: &Place) -> End {
         Err(end) => return end,
     };
     // Boxed, and the two ways on as well: an open connection keeps only what its phase needs.
-    let opened = tokio::select! {
-        opened = Box::pin(open(stream, before, context.header_timeout)) => opened,
-        () = place.wanted() => return End::Closed,
-    };
+    let opened = Box::pin(async {
+        tokio::select! {
+            opened = open(stream, before, context.header_timeout) => opened,
+            () = place.wanted() => Err(NotOpened::Closed),
+        }
+    })
+    .await;
     // It has called: it never gives way to another any more.
     let _call = place.marker().call();
     let opening = match opened {
