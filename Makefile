@@ -50,7 +50,7 @@ doc: ## documentation without warnings, private items included
 deny: $(TOOLS)/bin/cargo-deny ## licences, sources and bans of every dependency
 	$(TOOLS)/bin/cargo-deny --log-level error check bans licenses sources
 
-# A tool that runs for a second: not optimised, it is built in a third of the time.
+# A tool that runs for a second needs no optimisation, which is most of its build.
 $(TOOLS)/bin/cargo-deny: export CARGO_PROFILE_RELEASE_OPT_LEVEL := 0
 $(TOOLS)/bin/cargo-deny: export CARGO_PROFILE_RELEASE_LTO := off
 $(TOOLS)/bin/cargo-deny: export CARGO_PROFILE_RELEASE_CODEGEN_UNITS := 16

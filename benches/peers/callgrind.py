@@ -19,7 +19,7 @@ import load
 import machine
 from subjects import Shim
 
-CALLS = (200, 1200)
+CALLS = (200, 2200)
 # Of as many candidates as make a round's own cost large beside what else the time brings.
 CANDIDATES = 8
 ROUNDS = (16, 48)
@@ -104,7 +104,7 @@ def counted(args, folder, echo, work, **env):
 
 
 def measure(args, folder, small):
-    """Instructions by name. The shim is to be probed and called by one echo server of its own."""
+    """Totals by name and number of calls or rounds. The shim is probed and called by an echo server of its own."""
     from shim_only import EchoAt
 
     def calls(http1):
@@ -154,9 +154,23 @@ def measure(args, folder, small):
         figures = {}
         for name, pair in runs.items():
             try:
-                (few, small_count), (many, large_count) = (run.result() for run in pair)
+                figures[name] = {count: total for total, count in (run.result() for run in pair)}
             except Exception as problem:  # noqa: BLE001 - one figure must not cost the others
                 print(f"not measured: {name}: {problem}", file=sys.stderr)
-            else:
-                figures[name] = (many - few) / (large_count - small_count)
         return figures
+
+
+def each(totals):
+    """Instructions of one call or round, of which a run's totals differ by nothing else."""
+    few, many = min(totals), max(totals)
+    return (totals[many] - totals[few]) / (many - few)
+
+
+def lowest(runs):
+    """The totals of several runs in one. What the clock brings only adds to a total, so the lowest
+    one is the truest; of differences of two totals that would not be so."""
+    joined = {}
+    for totals in runs:
+        for count, total in totals.items():
+            joined[count] = min(total, joined.get(count, total))
+    return joined

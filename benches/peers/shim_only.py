@@ -195,4 +195,5 @@ def instructions(args, folder, small):
         raise RuntimeError("valgrind is not installed")
     import callgrind
 
-    return callgrind.measure(args, folder, small)
+    totals = callgrind.measure(args, folder, small)
+    return {name: callgrind.each(each) for name, each in totals.items()}

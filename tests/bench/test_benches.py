@@ -80,6 +80,9 @@ def test_the_guard_fails_on_more_than_a_tenth_and_says_what_it_skipped():
 
 def test_of_several_runs_each_figure_counts_at_its_lowest():
     assert guard.cheapest([{"a": 3, "b": 1}, {"a": 2}]) == {"a": 2, "b": 1}
+    # A disturbed first total makes a difference too small, a disturbed second one too large.
+    runs = [{"a": {10: 900, 20: 1100}}, {"a": {10: 200, 20: 1900}}]
+    assert guard.cheapest(runs) == {"a": 90}
 
 
 def test_a_partial_run_is_not_published():
