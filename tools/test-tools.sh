@@ -17,3 +17,15 @@ if ! want promtool; then
     echo "note: promtool is not here; the test that uses it will say that it was skipped"
   fi
 fi
+
+# Packets dropped, a clock that jumps: what the tests of the operating system's faults take.
+wanted=()
+want ip || wanted+=(iproute2)
+want iptables || wanted+=(iptables)
+compgen -G '/usr/lib*/*/faketime/libfaketimeMT.so.1' >/dev/null || compgen -G '/usr/lib*/faketime/libfaketimeMT.so.1' >/dev/null \
+  || wanted+=(libfaketime)
+if [ "${#wanted[@]}" -gt 0 ]; then
+  install=(apt-get install -y -qq --no-install-recommends "${wanted[@]}")
+  { [ "$(id -u)" = 0 ] && want apt-get && { "${install[@]}" || { apt-get update -qq && "${install[@]}"; }; }; } >/dev/null 2>&1 \
+    || echo "note: ${wanted[*]} not here and not to be installed; the tests that use them will say what they did not check"
+fi
