@@ -23,8 +23,8 @@ struct Says {
 
 const SMALL: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
 
-/// A server that is well, and says without end what it is asked for under `/endless` or, over
-/// HTTP/2, by a preface. What it was asked for lies in `wanted`.
+/// A server that is well, and goes on for ever where it is asked for `/endless` or, over HTTP/2, at
+/// all; it hears `/swallow` out. `index_too`: also where it is asked what models it has.
 async fn server(says: Says, index_too: bool) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -42,6 +42,10 @@ async fn answer(stream: TcpStream, says: Says, index_too: bool) {
     let mut asked = vec![0; 64 * 1024];
     while let Ok(n @ 1..) = read.read(&mut asked).await {
         let text = String::from_utf8_lossy(&asked[..n]);
+        if text.contains(" /swallow") {
+            while let Ok(1..) = read.read(&mut asked).await {}
+            return;
+        }
         let endless = text.starts_with("PRI ")
             || text.contains(" /endless")
             || (index_too && text.contains("/v2/repository/index"));
@@ -211,4 +215,80 @@ async fn some_interim_answers_are_read_over() {
     let said = within("the answer", say(process.http, ask)).await.unwrap();
     assert!(said.starts_with("HTTP/1.1 200"));
     assert_eq!(said.split_once("\r\n\r\n").unwrap().1.len(), 6_553_600);
+}
+
+/// Says the same for ever, and takes whatever is answered; counts what was said.
+fn tireless(
+    stream: TcpStream,
+    first: &'static [u8],
+    then: &'static [u8],
+    said: Arc<AtomicU64>,
+) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let (mut read, mut write) = stream.into_split();
+        let speak = async {
+            write.write_all(first).await.unwrap();
+            let many = then.repeat(64 * 1024 / then.len());
+            while let Ok(n @ 1..) = write.write(&many).await {
+                // What was cut off in the middle is finished first.
+                let rest = (then.len() - n % then.len()) % then.len();
+                if write.write_all(&then[then.len() - rest..]).await.is_err() {
+                    return;
+                }
+                said.fetch_add((n + rest) as u64, Ordering::Relaxed);
+            }
+        };
+        let mut buffer = vec![0; 256 * 1024];
+        let listen = async { while let Ok(1..) = read.read(&mut buffer).await {} };
+        tokio::select! { () = speak => {}, () = listen => {} }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_without_a_rest_leaves_their_turns_to_others() {
+    for (name, first, then) in [
+        (
+            "calls one upon the other that the shim answers",
+            &b""[..],
+            &b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\n\r\n"[..],
+        ),
+        (
+            "calls one upon the other for the server",
+            b"",
+            b"GET /small HTTP/1.1\r\nhost: a\r\n\r\n",
+        ),
+        (
+            "an endless body in small chunks",
+            b"POST /swallow HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n",
+            b"1\r\nx\r\n",
+        ),
+        (
+            "an endless body in small chunks for nobody",
+            b"POST /v2/health/live HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n",
+            b"1\r\nx\r\n",
+        ),
+    ] {
+        let good = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
+        let says = Says {
+            first: Vec::new(),
+            then: b" ".to_vec(),
+        };
+        let process = shim(server(says, false).await, good.grpc()).await;
+        let said = Arc::new(AtomicU64::new(0));
+        let stream = TcpStream::connect(process.http).await.unwrap();
+        let speaking = tireless(stream, first, then, said.clone());
+        if name.ends_with("for nobody") {
+            // It is refused and its connection ended, sooner or later; others notice nothing.
+            let calls = async {
+                for _ in 0..CALLS {
+                    let said = get(process.admin, "/livez").await.unwrap();
+                    assert!(said.starts_with("HTTP/1.1 200"), "{name}: {said}");
+                }
+            };
+            calls.await;
+        } else {
+            others_are_served(&process, name, &said).await;
+        }
+        speaking.abort();
+    }
 }
