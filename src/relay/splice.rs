@@ -27,7 +27,7 @@ use crate::drain::in_flight::InFlight;
 const LINGER: Duration = Duration::from_secs(5);
 const BUFFER: usize = 64 * 1024;
 /// Full buffers that are carried in one turn of the thread: others are served in between.
-const IN_A_ROW: u32 = 16;
+const IN_A_ROW: u8 = 16;
 
 thread_local! {
     // One buffer a thread: bytes rest in it only between a read and the write that follows.
@@ -345,7 +345,7 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
         let mut move_on = pin!(move_on);
         let (mut asked, mut told) = (false, false);
         let down = direction == Direction::Down && self.filter.is_some();
-        let mut in_a_row = 0;
+        let mut in_a_row = 0_u8;
         loop {
             if down && self.filter.as_ref().is_some_and(Filter::at_boundary) {
                 if asked && !told {
