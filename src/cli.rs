@@ -80,7 +80,8 @@ pub fn main() -> ExitCode {
             });
         }
     };
-    let code = match cli.command.unwrap_or(Command::Run) {
+    let _last_words = telemetry::LastWords;
+    match cli.command.unwrap_or(Command::Run) {
         Command::Run => run(),
         Command::Status(args) => block_on(status::main(args)),
         Command::Doctor(args) => doctor::run(*args),
@@ -90,9 +91,7 @@ pub fn main() -> ExitCode {
         Command::Config(args) => show_config(&args),
         #[cfg(feature = "demo")]
         Command::Demo(args) => block_on(crate::demo::main(args)),
-    };
-    telemetry::flush();
-    code
+    }
 }
 
 fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {

@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod agent;
 pub mod app;
+mod before_answer;
 pub mod budget;
 pub mod capability;
 pub mod capacity;

@@ -128,7 +128,9 @@ impl Places {
 
     fn has_room(&self) -> bool {
         let taken = self.taken();
-        let leaving = taken.values().any(|s| s.told.load(Ordering::Relaxed));
+        // Who was told and has called meanwhile stays, and may not even listen any more.
+        let leaves = |s: &State| s.told.load(Ordering::Relaxed) && may_give_way(s, self.0.cuts);
+        let leaving = taken.values().any(|s| leaves(s));
         if taken.len() < self.0.limit {
             return true;
         }
@@ -145,6 +147,10 @@ fn is(count: &AtomicUsize) -> bool {
     count.load(Ordering::Relaxed) > 0
 }
 
+fn may_give_way(s: &State, cuts: Cuts) -> bool {
+    !is(&s.kept) && (cuts == Cuts::OldestCall || !is(&s.calls))
+}
+
 /// Who gives way: the longest idle, else, where that is allowed, the one with the oldest call.
 fn oldest(taken: &HashMap<u64, Arc<State>>, cuts: Cuts, now: u64) -> Option<&Arc<State>> {
     let is_new = |s: &State| {
@@ -153,8 +159,7 @@ fn oldest(taken: &HashMap<u64, Arc<State>>, cuts: Cuts, now: u64) -> Option<&Arc
     };
     taken
         .iter()
-        .filter(|(_, s)| !is(&s.kept) && (cuts == Cuts::OldestCall || !is(&s.calls)))
-        .filter(|(_, s)| !is_new(s))
+        .filter(|(_, s)| may_give_way(s, cuts) && !is_new(s))
         .min_by_key(|(id, s)| (is(&s.calls), s.since.load(Ordering::Relaxed), **id))
         .map(|(_, state)| state)
 }
@@ -309,6 +314,18 @@ mod tests {
         assert!(!has_room(&places).await);
         let _call = first.marker().call();
         assert!(stands(&first).await);
+        assert!(!has_room(&places).await);
+        assert!(!stands(&second).await);
+    }
+
+    /// A carried gRPC connection listens no more once it has called.
+    #[tokio::test(start_paused = true)]
+    async fn who_began_a_call_and_listens_no_more_keeps_nobody_from_giving_way() {
+        let places = Places::new(2, Cuts::Idle);
+        let (first, second) = (places.take(), places.take());
+        sleep(GRACE).await;
+        assert!(!has_room(&places).await);
+        let _call = first.marker().call();
         assert!(!has_room(&places).await);
         assert!(!stands(&second).await);
     }

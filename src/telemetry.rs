@@ -73,9 +73,15 @@ pub fn init(filter: &LogFilter, format: LogFormat) {
     }
 }
 
-/// Waits for the lines that are not written yet, for half a second at most.
-pub fn flush() {
-    if let Some(sink) = SINK.get() {
-        sink.flush(LAST_WORDS);
+/// Waits when it is dropped for the lines that are not written yet, for half a second at most: so
+/// also where a panic ends the program.
+#[derive(Debug)]
+pub struct LastWords;
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        if let Some(sink) = SINK.get() {
+            sink.flush(LAST_WORDS);
+        }
     }
 }

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use super::connect::{self, innermost, io_reason};
+use crate::before_answer::BeforeAnswer;
 use crate::config::ProbeConfig;
 use crate::health::{Outcome, Reason};
 
@@ -27,7 +28,7 @@ pub async fn probe(address: SocketAddr, limits: &ProbeConfig) -> Outcome {
         Ok(stream) => stream,
         Err(outcome) => return outcome,
     };
-    let (mut sender, connection) = match handshake(TokioIo::new(stream)).await {
+    let (mut sender, connection) = match handshake(TokioIo::new(BeforeAnswer::new(stream))).await {
         Ok(both) => both,
         Err(error) => return unhealthy(&error),
     };
@@ -46,7 +47,7 @@ pub async fn status_of(
     limit: Duration,
 ) -> Result<StatusCode, Outcome> {
     let stream = connect::connect(address, connect_timeout).await?;
-    let both = handshake(TokioIo::new(stream)).await;
+    let both = handshake(TokioIo::new(BeforeAnswer::new(stream))).await;
     let (mut sender, connection) = both.map_err(|error| unhealthy(&error))?;
     let answer = tokio::select! {
         answer = get(&mut sender, address, path, limit) => answer,

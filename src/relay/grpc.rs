@@ -59,7 +59,7 @@ pub async fn serve(stream: TcpStream, context: &Context, place: &Place) -> End {
     // Boxed, and the two ways on as well: an open connection keeps only what its phase needs.
     let opened = Box::pin(async {
         tokio::select! {
-            opened = open(stream, before, context.header_timeout) => opened,
+            opened = open(stream, before, context.header_timeout) => opened.map(Box::new),
             () = place.wanted() => Err(NotOpened::Closed),
         }
     })
@@ -74,7 +74,7 @@ pub async fn serve(stream: TcpStream, context: &Context, place: &Place) -> End {
     };
     if is_control(&opening.path) {
         let never = Box::pin(std::future::pending());
-        return Box::pin(here(opening, context, never)).await;
+        return Box::pin(here(*opening, context, never)).await;
     }
     match Box::pin(connect(context)).await {
         Ok(connected) => {
@@ -99,7 +99,7 @@ pub async fn serve(stream: TcpStream, context: &Context, place: &Place) -> End {
             });
             let far = Far::Server(connected.stream);
             Box::pin(carry(
-                opening,
+                *opening,
                 far,
                 context,
                 moved,
@@ -110,7 +110,7 @@ pub async fn serve(stream: TcpStream, context: &Context, place: &Place) -> End {
         }
         Err(_) => {
             let usable = context.until(|view| view.usable(Protocol::Grpc) == Usable::Up);
-            Box::pin(here(opening, context, Box::pin(usable))).await
+            Box::pin(here(*opening, context, Box::pin(usable))).await
         }
     }
 }

@@ -34,6 +34,7 @@ use super::heed::Heed;
 use super::reserved;
 use super::splice::{Ended, Far, Splice};
 use super::{Context, End};
+use crate::before_answer::{BeforeAnswer, Left};
 use crate::capability::gate::Gate;
 use crate::config::Mode;
 use crate::places::Place;
@@ -128,6 +129,7 @@ struct Server {
 
 struct Kept {
     sender: SendRequest<Incoming>,
+    left: Left,
     used: Instant,
     /// Takes no further request.
     last: bool,
@@ -251,8 +253,10 @@ impl Server {
                     );
                 }
             };
+            server.left.asked();
             match server.sender.try_send_request(request).await {
                 Ok(response) => {
+                    server.left.answered();
                     self.context.metrics.calls.inc();
                     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                         return self.error(
@@ -271,9 +275,13 @@ impl Server {
                     Some(back) if !fresh => request = back,
                     _ => {
                         self.context.watching.hints.probe_now(self.context.protocol);
+                        let how = if server.left.is_used_up() {
+                            "said too much".into()
+                        } else {
+                            format!("closed the connection ({})", unsent.error())
+                        };
                         let why = format!(
-                            "the inference server closed the connection before it answered ({}); whether it had begun to work on the request is not known, so it was not sent again",
-                            unsent.error()
+                            "the inference server {how} before it answered; whether it had begun to work on the request is not known, so it was not sent again"
                         );
                         return self.error(StatusCode::BAD_GATEWAY, Answered::BadGateway, &why);
                     }
@@ -298,9 +306,11 @@ impl Server {
             return Ok(kept);
         }
         let connected = connect(&self.context).await.map_err(|e| e.why)?;
+        let stream = BeforeAnswer::new(connected.stream);
+        let left = stream.left();
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(MAX_BUFFER)
-            .handshake(TokioIo::new(connected.stream))
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| error.to_string())?;
         let task = tokio::spawn(async move {
@@ -309,6 +319,7 @@ impl Server {
         });
         Ok(Kept {
             sender,
+            left,
             used: Instant::now(),
             last: false,
             task,

@@ -26,6 +26,8 @@ use crate::drain::in_flight::InFlight;
 /// How long one half may outlive the other: time to take what is still on the way.
 const LINGER: Duration = Duration::from_secs(5);
 const BUFFER: usize = 64 * 1024;
+/// Full buffers that are carried in one turn of the thread: others are served in between.
+const IN_A_ROW: u8 = 16;
 
 thread_local! {
     // One buffer a thread: bytes rest in it only between a read and the write that follows.
@@ -343,6 +345,7 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
         let mut move_on = pin!(move_on);
         let (mut asked, mut told) = (false, false);
         let down = direction == Direction::Down && self.filter.is_some();
+        let mut in_a_row = 0_u8;
         loop {
             if down && self.filter.as_ref().is_some_and(Filter::at_boundary) {
                 if asked && !told {
@@ -359,6 +362,12 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
                     asked = true;
                     return Poll::Ready(Ok(Step::Passed));
                 }
+                in_a_row += 1;
+                if in_a_row > IN_A_ROW {
+                    in_a_row = 0;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 let step = self.poll_step(cx, |head| {
                     // The last stream of a GOAWAY must not rise (RFC 9113, 6.8): where the server
                     // has said its own, ours would end the connection, and with it the calls that
@@ -366,6 +375,9 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
                     told |= head.is_goaway();
                     on_head(head);
                 });
+                if step.is_pending() {
+                    in_a_row = 0;
+                }
                 let between = || self.filter.as_ref().is_some_and(Filter::at_boundary);
                 if step.is_pending() && down && self.pongs.any() && between() {
                     return Poll::Ready(Ok(Step::Passed));

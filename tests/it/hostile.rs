@@ -6,6 +6,7 @@ mod admin;
 mod binds;
 mod crowd;
 mod desync;
+mod fair;
 mod frames;
 mod http1;
 mod http2;
