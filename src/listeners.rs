@@ -7,6 +7,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
+use crate::procfs;
+
 /// State LISTEN in the kernel's tables.
 const LISTEN: &str = "0A";
 /// Largest table that is read; one line has 150 bytes.
@@ -14,26 +16,16 @@ const MAX_TABLE: u64 = 4 * 1024 * 1024;
 
 /// The addresses on which somebody listens at `port`. Empty where the tables cannot be read.
 pub fn on_port(port: u16, proc_net: &Path) -> Vec<SocketAddr> {
-    let mut found: Vec<SocketAddr> = ["tcp", "tcp6"]
-        .iter()
-        .filter_map(|name| read(&proc_net.join(name)))
-        .flat_map(|table| parse(&table))
-        .filter(|address| address.port() == port)
-        .collect();
+    let mut found: Vec<SocketAddr> = Vec::new();
+    for table in ["tcp", "tcp6"] {
+        // What cannot be read shows nobody.
+        let _ = procfs::each_line(&proc_net.join(table), MAX_TABLE, |line| {
+            found.extend(listener(line).filter(|address| address.port() == port));
+        });
+    }
     found.sort();
     found.dedup();
     found
-}
-
-fn read(path: &Path) -> Option<String> {
-    use std::io::Read;
-    let mut table = String::new();
-    std::fs::File::open(path)
-        .ok()?
-        .take(MAX_TABLE)
-        .read_to_string(&mut table)
-        .ok()?;
-    Some(table)
 }
 
 /// The listening sockets of one table. Lines that are not understood are passed over.

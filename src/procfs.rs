@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Component, Path, PathBuf};
 
 /// Where Linux has it.
@@ -14,6 +14,9 @@ pub const PROC: &str = "/proc";
 
 /// Room for the first read of a file.
 const FIRST: usize = 2048;
+
+/// What is read at once of a file that is read line by line.
+const BLOCK: usize = 16 * 1024;
 
 /// Why something could not be read. The set is closed: it is shown and labels metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,8 +83,28 @@ pub fn read_start(path: &Path, max: usize) -> Result<String, Unreadable> {
     let mut bytes = Vec::with_capacity(max.min(FIRST));
     let limit = u64::try_from(max).unwrap_or(u64::MAX);
     match file.take(limit).read_to_end(&mut bytes) {
-        Ok(_) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Ok(_) => Ok(String::from_utf8(bytes)
+            .unwrap_or_else(|other| String::from_utf8_lossy(other.as_bytes()).into_owned())),
         Err(error) => Err(Unreadable::from(&error)),
+    }
+}
+
+/// Hands over the lines of at most the first `max` bytes, one by one, and holds none of them: the
+/// kernel's tables of sockets grow to megabytes beside a busy server. A line that is no UTF-8 is
+/// passed over. On an error what was handed over before it stands.
+pub fn each_line(path: &Path, max: u64, mut take: impl FnMut(&str)) -> Result<(), Unreadable> {
+    #[cfg(test)]
+    tree::count();
+    let file = open_regular(path)?;
+    let mut lines = BufReader::with_capacity(BLOCK, file.take(max));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match lines.read_until(b'\n', &mut line) {
+            Ok(0) => return Ok(()),
+            Ok(_) => std::str::from_utf8(&line).map_or((), &mut take),
+            Err(error) => return Err(Unreadable::from(&error)),
+        }
     }
 }
 
@@ -240,6 +263,24 @@ mod tests {
         assert_eq!(read(&at("nothing"), 3), Err(Unreadable::NotFound));
         assert_eq!(read(&at("small/below"), 3), Err(Unreadable::NotFound));
         assert_eq!(read(&at("file"), 3), Err(Unreadable::Malformed));
+    }
+
+    #[test]
+    fn lines_are_handed_over_one_by_one_within_the_bound() {
+        let tree = Tree::new();
+        std::fs::write(tree.path().join("table"), b"one\n\xff\ntwo\nthree").unwrap();
+        let lines = |max: u64| {
+            let mut seen = Vec::new();
+            let end = each_line(&tree.path().join("table"), max, |line| {
+                seen.push(line.trim_end().to_string());
+            });
+            assert_eq!(end, Ok(()));
+            seen
+        };
+        assert_eq!(lines(100), ["one", "two", "three"]);
+        assert_eq!(lines(5), ["one"]);
+        let nowhere = each_line(&tree.path().join("none"), 5, |_| panic!("no line"));
+        assert_eq!(nowhere, Err(Unreadable::NotFound));
     }
 
     #[test]

@@ -11,7 +11,15 @@ use crate::endpoint::{Candidate, Host};
 
 type Answer = Result<Vec<SocketAddr>, String>;
 type UnderWay = HashMap<(String, u16), JoinHandle<Answer>>;
-type Known = HashMap<(String, u16), Vec<SocketAddr>>;
+type Known = HashMap<(String, u16), Found>;
+
+/// The last good answer about a name.
+#[derive(Debug)]
+struct Found {
+    addresses: Vec<SocketAddr>,
+    /// No look-up has failed since.
+    fresh: bool,
+}
 
 /// Resolves candidates. The system's resolver blocks a thread for as long as it likes (10 s is
 /// common with an unreachable name server), so a look-up that outlasts its bound is kept and
@@ -44,8 +52,14 @@ impl Resolver {
         let mut lookup = kept.unwrap_or_else(|| tokio::spawn(look_up(key.clone())));
         match tokio::time::timeout(self.limit, &mut lookup).await {
             Ok(Ok(Ok(addresses))) => {
-                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                known.insert(key, addresses.clone());
+                let found = Found {
+                    addresses: addresses.clone(),
+                    fresh: true,
+                };
+                let before = self.known().insert(key, found);
+                if before.is_some_and(|before| !before.fresh) {
+                    tracing::info!(%candidate, ?addresses, "the name resolves again");
+                }
                 Ok(addresses)
             }
             Ok(Ok(failed)) => failed,
@@ -58,13 +72,24 @@ impl Resolver {
         }
     }
 
-    /// The addresses that a name had when it was last found; `None` where it never was.
-    pub fn last(&self, candidate: &Candidate) -> Option<Vec<SocketAddr>> {
+    /// The addresses that a name had when it was last found; `None` where it never was. Says so in
+    /// the log when it begins, with `why`: nobody else would, while the server answers there.
+    pub fn last(&self, candidate: &Candidate, why: &str) -> Option<Vec<SocketAddr>> {
         let Host::Name(name) = &candidate.host else {
             return None;
         };
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&(name.clone(), candidate.port)).cloned()
+        let mut known = self.known();
+        let found = known.get_mut(&(name.clone(), candidate.port))?;
+        if found.fresh {
+            found.fresh = false;
+            let addresses = &found.addresses;
+            tracing::warn!(%candidate, why, ?addresses, "the name does not resolve any more: its last addresses are used");
+        }
+        Some(found.addresses.clone())
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, UnderWay> {

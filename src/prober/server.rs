@@ -44,7 +44,7 @@ impl Probe for ServerProbe {
             // A name server that is gone is no word about the server: it is asked where it was.
             let (addresses, unresolved) = match resolver.resolve(&candidate).await {
                 Ok(addresses) => (addresses, None),
-                Err(detail) => match resolver.last(&candidate) {
+                Err(detail) => match resolver.last(&candidate, &detail) {
                     Some(addresses) => (addresses, Some(detail)),
                     None => return no_name(detail),
                 },

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::procfs;
 
 /// A line is 150 bytes; a pod with ten thousand connections fits.
-const MAX_TABLE: usize = 4 * 1024 * 1024;
+const MAX_TABLE: u64 = 4 * 1024 * 1024;
 /// More descriptors than a server has open.
 const MAX_DESCRIPTORS: usize = 65_536;
 
@@ -20,9 +20,10 @@ pub fn pids(proc: &Path, ports: &[u16], candidates: &[u32]) -> Vec<u32> {
     let mut inodes: Vec<String> = Vec::new();
     // A server on `0.0.0.0` has its gRPC port on `[::]`: both tables.
     for table in ["net/tcp", "net/tcp6"] {
-        let text = procfs::read_start(&proc.join(table), MAX_TABLE).unwrap_or_default();
-        let listening = text.lines().filter_map(|line| listening(line, ports));
-        inodes.extend(listening.map(|inode| format!("socket:[{inode}]")));
+        // What cannot be read shows nobody.
+        let _ = procfs::each_line(&proc.join(table), MAX_TABLE, |line| {
+            inodes.extend(listening(line, ports).map(|inode| format!("socket:[{inode}]")));
+        });
     }
     if inodes.is_empty() {
         return Vec::new();

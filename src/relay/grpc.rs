@@ -20,12 +20,15 @@ use crate::config::Mode;
 use crate::drain::in_flight::InFlight;
 use crate::endpoint::Protocol;
 use crate::health::State;
-use crate::places::Place;
+use crate::places::{Call, Place};
 use crate::view::Usable;
 
 /// Completes when the caller is to take a new connection. Boxed: it is handed down several futures,
 /// each of which would be larger by its size for as long as the connection is open.
 type Moved<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// A connection from its first call on.
+type Onward<'a> = Pin<Box<dyn Future<Output = End> + Send + 'a>>;
 
 /// Whether a connection with this first call is a control connection.
 pub fn is_control(path: &str) -> bool {
@@ -52,67 +55,68 @@ pub async fn serve(stream: TcpStream, context: &Context, place: &Place) -> End {
     if context.mode == Mode::Observe {
         return Box::pin(observe(stream, context, place)).await;
     }
-    let (stream, before) = match Box::pin(greet(stream, context, place)).await {
+    // Each phase is boxed by itself: an open connection keeps only what its own needs.
+    let (opening, _call) = match Box::pin(opened(stream, context, place)).await {
         Ok(both) => both,
         Err(end) => return end,
     };
-    // Boxed, and the two ways on as well: an open connection keeps only what its phase needs.
-    let opened = Box::pin(async {
-        tokio::select! {
-            opened = open(stream, before, context.header_timeout) => opened.map(Box::new),
-            () = place.wanted() => Err(NotOpened::Closed),
-        }
-    })
-    .await;
-    // It has called: it never gives way to another any more.
-    let _call = place.marker().call();
-    let opening = match opened {
-        Ok(opening) => opening,
-        Err(NotOpened::Closed) => return End::Closed,
-        Err(NotOpened::Malformed) => return End::Malformed,
-        Err(NotOpened::Timeout) => return End::Timeout,
+    let on = Box::pin(onward(opening, context)).await;
+    on.await
+}
+
+/// The caller's connection up to its first call. From then on it has called, and never gives way to
+/// another any more.
+async fn opened(
+    stream: TcpStream,
+    context: &Context,
+    place: &Place,
+) -> Result<(Box<Opening>, Call), End> {
+    let (stream, before) = Box::pin(greet(stream, context, place)).await?;
+    let opened = tokio::select! {
+        opened = open(stream, before, context.header_timeout) => opened,
+        () = place.wanted() => Err(NotOpened::Closed),
     };
-    if is_control(&opening.path) {
-        let never = Box::pin(std::future::pending());
-        return Box::pin(here(*opening, context, never)).await;
+    let call = place.marker().call();
+    match opened {
+        Ok(opening) => Ok((Box::new(opening), call)),
+        Err(NotOpened::Closed) => Err(End::Closed),
+        Err(NotOpened::Malformed) => Err(End::Malformed),
+        Err(NotOpened::Timeout) => Err(End::Timeout),
     }
-    match Box::pin(connect(context)).await {
-        Ok(connected) => {
-            let index = connected.index;
-            let fallen = context.until(move |view| {
+}
+
+/// What carries the connection from its first call on.
+async fn onward(opening: Box<Opening>, context: &Context) -> Onward<'_> {
+    if is_control(&opening.path) {
+        return Box::pin(here(*opening, context, Box::pin(std::future::pending())));
+    }
+    let Ok(connected) = connect(context).await else {
+        let usable = context.until(|view| view.usable(Protocol::Grpc) == Usable::Up);
+        return Box::pin(here(*opening, context, Box::pin(usable)));
+    };
+    let index = connected.index;
+    // A candidate that was down when the caller got through is given the chance to be
+    // found up first: moving the caller at once would only bring it back here.
+    let moved = Box::pin(async move {
+        if context.view().of(Protocol::Grpc)[index].health.state == State::Down {
+            let risen = context.until(move |view| {
                 view.of(Protocol::Grpc)
                     .get(index)
-                    .is_some_and(|e| e.health.state == State::Down)
+                    .is_none_or(|e| e.health.state != State::Down)
             });
-            // A candidate that was down when the caller got through is given the chance to be
-            // found up first: moving the caller at once would only bring it back here.
-            let moved = Box::pin(async {
-                if context.view().of(Protocol::Grpc)[index].health.state == State::Down {
-                    let risen = context.until(move |view| {
-                        view.of(Protocol::Grpc)
-                            .get(index)
-                            .is_none_or(|e| e.health.state != State::Down)
-                    });
-                    risen.await;
-                }
-                fallen.await;
-            });
-            let far = Far::Server(connected.stream);
-            Box::pin(carry(
-                *opening,
-                far,
-                context,
-                moved,
-                context.metrics.calls.clone(),
-            ))
-            .await
-            .into()
+            risen.await;
         }
-        Err(_) => {
-            let usable = context.until(|view| view.usable(Protocol::Grpc) == Usable::Up);
-            Box::pin(here(*opening, context, Box::pin(usable))).await
-        }
-    }
+        let fallen = context.until(move |view| {
+            view.of(Protocol::Grpc)
+                .get(index)
+                .is_some_and(|e| e.health.state == State::Down)
+        });
+        fallen.await;
+    });
+    let far = Far::Server(connected.stream);
+    let opened = context.metrics.calls.clone();
+    let carried = carry(*opening, far, context, moved, opened);
+    Box::pin(async move { carried.await.into() })
 }
 
 /// Ends the connection in the shim's own service.

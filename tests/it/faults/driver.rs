@@ -251,11 +251,18 @@ async fn play_all(mut plan: Vec<Planned>) -> Vec<Cell> {
 async fn play(planned: Planned) -> Cell {
     let (row, second, phase) = planned;
     let since = Instant::now();
+    let with = once(&row, second.as_ref(), phase, true).await;
     let without = match row.direct && second.is_none() {
-        true => Some(once(&row, None, phase, false).await),
+        true => {
+            // For as long as the shim's fault lasted, which is until it was named: what a longer one
+            // breaks by itself must not be counted against the shim.
+            let (injected, healed) = (with.injected, with.healed);
+            let lasted = injected.zip(healed).map(|(from, to)| to - from);
+            let lasts = row.lasts.max(lasted.unwrap_or_default());
+            Some(once(&Row { lasts, ..row }, None, phase, false).await)
+        }
         false => None,
     };
-    let with = once(&row, second.as_ref(), phase, true).await;
     let subscribes = row.expect.subscribes + second.map_or(0, |s| s.expect.subscribes + 2);
     let complaints = judge::all(&row, phase, subscribes, &with, without.as_ref());
     if !complaints.is_empty() {

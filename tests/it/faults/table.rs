@@ -207,9 +207,9 @@ fn server() -> Vec<Row> {
             ..USUAL
         },
         Row {
-            name: "server-name-gone",
-            fault: "the server's name does not resolve any more",
-            phases: &[Phase::ColdStart, Phase::Idle, Phase::UnderLoad],
+            name: "server-name-unknown",
+            fault: "the server's name does not resolve, and never has",
+            phases: &[Phase::ColdStart],
             wants: own_names,
             inject: |stage| Box::pin(async { names(&stage.place, false) }),
             heal: |stage| Box::pin(async { names(&stage.place, true) }),
@@ -221,6 +221,23 @@ fn server() -> Vec<Row> {
                 subscribes: 0,
                 answers: false,
                 words: "the name is asked for again and again",
+            },
+            ..USUAL
+        },
+        Row {
+            name: "server-name-gone",
+            fault: "the server's name does not resolve any more",
+            phases: &[Phase::Idle, Phase::UnderLoad],
+            wants: own_names,
+            inject: |stage| Box::pin(async { names(&stage.place, false) }),
+            heal: |stage| Box::pin(async { names(&stage.place, true) }),
+            lasts: 3 * SECOND,
+            expect: Expect {
+                ready: Ready::Stays,
+                findings: &[],
+                subscribes: 0,
+                answers: false,
+                words: "every call is served at the address that the name had",
             },
             ..USUAL
         },

@@ -1,14 +1,15 @@
 //! A limit on memory, by the kernel: what is relayed goes through, not in.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use agent_shim::demo::standin::StandIn;
 use tokio::task::JoinSet;
 
-use super::means::{Means, cgroup, has};
+use super::means::{Means, alone, cgroup, has};
 use super::process::Start;
-use crate::support::grpc;
 use crate::support::http::{Client, request};
+use crate::support::{eventually, grpc};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LIMIT: u64 = 32 << 20;
@@ -87,4 +88,48 @@ async fn in_32_mib_bodies_of_16_mib_and_a_thousand_callers_are_carried() {
     );
     drop(open);
     process.child.kill().await.unwrap();
+}
+
+/// Connections that have ended a moment ago, each of which is a line in the kernel's table.
+const ENDED: usize = 15_000;
+
+fn anonymous_kib(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find_map(|l| l.strip_prefix("Anonymous:"));
+    let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
+    kib.parse().unwrap()
+}
+
+/// While the server refuses, the shim looks through the kernel's tables for who listens, on two
+/// threads: what they hold of 2 MB must be next to nothing.
+#[test]
+fn a_long_table_of_sockets_is_looked_through_in_little_memory() {
+    let name = "os::memory::a_long_table_of_sockets_is_looked_through_in_little_memory";
+    alone(name, &[], async {
+        let server = StandIn::start(LOOPBACK).await.unwrap();
+        // Nobody listens there, and somebody elsewhere.
+        let start = Start::before(&server).with("SHIM_INFERENCE_HOSTS", "127.0.0.2");
+        let process = start.spawn();
+        eventually("the listener elsewhere is named", async || {
+            let (_, text) = process.ask("/status").await?;
+            text.contains("\"AS010\"").then_some(())
+        })
+        .await;
+        let before = anonymous_kib(process.pid());
+        let listener = std::net::TcpListener::bind("127.0.0.3:0").unwrap();
+        for _ in 0..ENDED {
+            let caller = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            drop((caller, accepted));
+        }
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        assert!(table.lines().count() > ENDED / 2, "the table is short");
+        // Time for several looks of both kinds.
+        let mut most = 0;
+        for _ in 0..30 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            most = most.max(anonymous_kib(process.pid()));
+        }
+        assert!(most < before + 1024, "{before} KiB, then {most} KiB");
+    });
 }
