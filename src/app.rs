@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::config::models::Mend;
 use crate::config::{Config, Mode};
 use crate::correction::Correction;
-use crate::descriptors::{self, Places};
+use crate::descriptors;
 use crate::doctor::watch::Watch;
 use crate::drain::Drain;
 use crate::endpoint::Protocol;
@@ -110,7 +110,7 @@ impl App {
         let clock = Clock::start();
         let metrics = Metrics::new();
         let drain = Drain::exported(&metrics);
-        let places = Places::new(descriptors::limit());
+        let places = Protocol::ALL.map(|_| relay::places(descriptors::limit()));
         let client = models::client()?;
         let probe = ServerProbe {
             limits: config.probe,
@@ -269,7 +269,7 @@ impl App {
             worker: worker.clone(),
             flights: flights.clone(),
             gate: gate.clone(),
-            descriptors: places.clone(),
+            places: places[protocol.index()].clone(),
             in_flight: drain.in_flight().clone(),
             metrics,
         };

@@ -2,7 +2,8 @@
 //!
 //! Owns the count and the order; must not know what a connection carries. A caller is never turned
 //! away: where every place is taken, the connection that has been idle for longest gives its place
-//! up, and where none is idle the new caller waits in the listener's queue.
+//! up, and where none is idle the new caller waits in the listener's queue. How long that lasts is
+//! known, so that somebody can be told.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -15,6 +16,8 @@ use tokio::time::{Instant, sleep};
 /// How long nobody gives way after its connection, or a call on it, has begun or ended: what a
 /// caller says follows its connection by a moment. Longer, and a crowd would fill the queue.
 const GRACE: Duration = Duration::from_millis(50);
+/// A want of places that is shorter belongs to every crowd and is nobody's concern.
+const SHORT: Duration = Duration::from_secs(1);
 
 /// The places of one purpose. Cheap to clone: one for each of its listeners.
 #[derive(Debug, Clone)]
@@ -28,6 +31,14 @@ struct Shared {
     next: AtomicU64,
     taken: Mutex<HashMap<u64, Arc<State>>>,
     changed: Notify,
+    short: Mutex<Short>,
+}
+
+/// A want of places: somebody has come, and nobody may be made to give way.
+#[derive(Debug, Default)]
+struct Short {
+    since: Option<Instant>,
+    said: bool,
 }
 
 /// Which connections may be made to give way.
@@ -81,16 +92,39 @@ impl Places {
             next: AtomicU64::new(0),
             taken: Mutex::default(),
             changed: Notify::new(),
+            short: Mutex::default(),
         }))
+    }
+
+    /// How many there are.
+    pub fn limit(&self) -> usize {
+        self.0.limit
+    }
+
+    /// For how long new callers have had to wait, nobody being idle; `None` where none waits, and
+    /// within the first second.
+    pub fn short(&self) -> Option<Duration> {
+        if self.taken().len() < self.0.limit {
+            *self.want() = Short::default();
+        }
+        let lasted = self.want().since?.elapsed();
+        (lasted >= SHORT).then_some(lasted)
     }
 
     /// Completes when there is room for one more; makes room where every place is taken.
     pub async fn room(&self) {
+        let mut waited = false;
         loop {
             let changed = self.0.changed.notified();
             if self.has_room() {
+                // Who had to wait may well be the first of many.
+                if !waited {
+                    *self.want() = Short::default();
+                }
                 return;
             }
+            waited = true;
+            self.say();
             tokio::select! {
                 () = changed => {}
                 // Somebody may have become old enough.
@@ -122,6 +156,23 @@ impl Places {
         self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn want(&self) -> MutexGuard<'_, Short> {
+        self.0.short.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Once for each want.
+    fn say(&self) {
+        let mut want = self.want();
+        let lasts = want.since.is_some_and(|since| since.elapsed() >= SHORT);
+        if lasts && !want.said {
+            want.said = true;
+            tracing::warn!(
+                places = self.0.limit,
+                "every place is taken and none is idle: new connections wait until others end"
+            );
+        }
+    }
+
     fn now(&self) -> u64 {
         u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -135,9 +186,15 @@ impl Places {
             return true;
         }
         // One at a time: who was told leaves within one turn of the scheduler.
-        if !leaving && let Some(oldest) = oldest(&taken, self.0.cuts, self.now()) {
+        if leaving {
+            return false;
+        }
+        if let Some(oldest) = oldest(&taken, self.0.cuts, self.now()) {
             oldest.told.store(true, Ordering::Relaxed);
             oldest.give_way.notify_one();
+            *self.want() = Short::default();
+        } else {
+            self.want().since.get_or_insert_with(Instant::now);
         }
         false
     }
@@ -328,6 +385,32 @@ mod tests {
         let _call = first.marker().call();
         assert!(!has_room(&places).await);
         assert!(!stands(&second).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_want_is_one_when_nobody_is_idle_and_ends_with_the_first_free_place() {
+        let places = Places::new(1, Cuts::Idle);
+        let place = places.take();
+        // Nobody has come.
+        sleep(SHORT).await;
+        assert_eq!(places.short(), None);
+        let call = place.marker().call();
+        let waiting = tokio::spawn({
+            let places = places.clone();
+            async move { places.room().await }
+        });
+        sleep(SHORT / 2).await;
+        assert_eq!(places.short(), None);
+        sleep(SHORT).await;
+        assert!(places.short().is_some_and(|d| d < 2 * SHORT));
+        // Idle, it is told to give way, and the want is over.
+        drop(call);
+        place.wanted().await;
+        assert_eq!(places.short(), None);
+        assert!(!waiting.is_finished());
+        drop(place);
+        waiting.await.unwrap();
+        assert_eq!(places.short(), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -47,9 +47,21 @@ pub mod repository;
 pub mod reserved;
 pub mod splice;
 
-/// Connections of one listener that are served at once, at less than 10 KB each: many more than the
+/// Connections of one relay that are served at once, where descriptors allow it: many more than the
 /// calls that one server can work on.
 const MAX_CONNECTIONS: usize = 1_024;
+
+/// The places of one relay by a limit on descriptors, of which the other relay has as many. Each
+/// has its own, so that callers of one protocol cannot keep out those of the other.
+pub fn places(limit: u64) -> Places {
+    let each = (descriptors::places(limit) / Protocol::ALL.len()).max(1);
+    Places::new(each.min(MAX_CONNECTIONS), Cuts::Idle)
+}
+
+/// Whether a relay has fewer places than it would use, for the sake of descriptors.
+pub fn is_limited(places: &Places) -> bool {
+    places.limit() < MAX_CONNECTIONS
+}
 
 /// Everything a connection needs. Cloned for each relay.
 #[derive(Debug, Clone)]
@@ -80,8 +92,8 @@ pub struct Context {
     pub flights: flights::Flights,
     /// Set where the server is asked through the probe model.
     pub gate: Option<Gate>,
-    /// How many connections there may be for the sake of descriptors, of both relays together.
-    pub descriptors: descriptors::Places,
+    /// The places of this relay's callers, on all of its listeners.
+    pub places: Places,
     /// Counts inference calls, so that a drain can wait for them.
     pub in_flight: InFlight,
     /// The relay's series.
@@ -166,16 +178,17 @@ pub fn prepare(stream: &TcpStream) {
 /// Accepts on one listener for ever. Connections are owned here, so they end with the relay.
 pub async fn serve(listener: TcpListener, context: Context, drain: Drain) {
     let context = Arc::new(context);
-    let places = Places::new(MAX_CONNECTIONS, Cuts::Idle);
+    let places = context.places.clone();
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            (descriptors, accepted) = context.descriptors.accept(&listener) => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    // The queue of the listener is the place to wait while every other runs a call.
+                    // After the accept, since nobody gives way before somebody has come; the queue of
+                    // the listener is the place to wait for those behind him.
                     places.room().await;
                     prepare(&stream);
-                    let held = (places.take(), drain.busy(), descriptors);
+                    let held = (places.take(), drain.busy());
                     connections.spawn(connection(stream, peer, context.clone(), held));
                 }
                 Err(error) => {
@@ -205,7 +218,7 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     context: Arc<Context>,
-    (place, _busy, _descriptors): (Place, Busy, descriptors::Place),
+    (place, _busy): (Place, Busy),
 ) {
     let open = context.metrics.open.clone();
     open.inc();
@@ -339,6 +352,21 @@ impl RelayMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_relays_have_the_same_places_and_never_more_than_descriptors() {
+        for (limit, each, limited) in [
+            (0, 1, true),
+            (96, 16, true),
+            (1024, 170, true),
+            (4096, 928, true),
+            (65_536, 1024, false),
+            (u64::MAX, 1024, false),
+        ] {
+            let places = places(limit);
+            assert_eq!((places.limit(), is_limited(&places)), (each, limited));
+        }
+    }
 
     #[tokio::test]
     async fn relayed_connections_notice_a_peer_that_vanished_and_bear_one_that_is_slow() {

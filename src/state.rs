@@ -12,13 +12,13 @@ use crate::agent::Seen;
 use crate::capability;
 use crate::clock::Clock;
 use crate::config::Mode;
-use crate::descriptors::Places;
 use crate::doctor::watch::History;
 use crate::drain::Drain;
 use crate::history::{Change, What};
 use crate::metrics::Metrics;
 use crate::models::Inventory;
 use crate::observer::Observed;
+use crate::places::Places;
 use crate::prestop::Handle;
 use crate::prober::Watching;
 use crate::readiness::{Condition, Facts, NAMES, body, conditions, ready, started};
@@ -57,8 +57,8 @@ pub struct Shared {
     pub agent: watch::Receiver<Seen>,
     /// Drains that are called for.
     pub drains: Handle,
-    /// The places for callers.
-    pub places: Places,
+    /// The places of each relay's callers.
+    pub places: [Places; 2],
     /// What the server has been through.
     pub history: History,
     kept: Arc<Mutex<Vec<Condition>>>,
@@ -104,8 +104,8 @@ pub struct Parts {
     pub agent: watch::Receiver<Seen>,
     /// Drains that are called for.
     pub drains: Handle,
-    /// The places for callers.
-    pub places: Places,
+    /// The places of each relay's callers.
+    pub places: [Places; 2],
 }
 
 impl Shared {

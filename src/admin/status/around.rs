@@ -1,10 +1,14 @@
 //! The parts of the status document that a diagnosis needs beside what people look at: the
 //! subscription, and what surrounds the server.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::Protocol;
+use crate::places::Places;
 use crate::registration::Check;
+use crate::relay;
 use crate::state::Shared;
 use crate::subscription::status::Phase;
 use crate::view::View;
@@ -76,10 +80,11 @@ pub struct Around {
     pub process_reason: Option<String>,
     /// How often the server was lost or started anew within the last ten minutes.
     pub restarts: usize,
-    /// How many callers' connections there may be at once, by the limit on descriptors.
+    /// How many callers' connections a relay may have at once.
     #[serde(default)]
     pub places: usize,
-    /// For how long all of them have been taken, in seconds; null where they are not.
+    /// For how long new callers of a relay have waited for one that the limit on descriptors does not
+    /// allow, in seconds; null where none waits.
     #[serde(default)]
     pub places_short_s: Option<f64>,
 }
@@ -150,9 +155,14 @@ pub(super) fn around(shared: &Shared, view: &View) -> Around {
         process: (observed.looks > 0).then_some(observed.server.is_some()),
         process_reason: observed.no_server.clone(),
         restarts: shared.history.restarts(shared.clock.now()),
-        places: shared.places.all(),
-        places_short_s: shared.places.short().map(|d| d.as_secs_f64()),
+        places: shared.places[0].limit(),
+        places_short_s: places_short(shared).map(|d| d.as_secs_f64()),
     }
+}
+
+fn places_short(shared: &Shared) -> Option<Duration> {
+    let limited = shared.places.iter().filter(|p| relay::is_limited(p));
+    limited.filter_map(Places::short).max()
 }
 
 /// A mark of this boot and this network namespace: two processes with the same one share their

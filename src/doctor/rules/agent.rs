@@ -129,7 +129,7 @@ fn descriptors_short(e: &Evidence) -> Verdict {
         return Verdict::Clear(String::new());
     };
     let text = format!(
-        "all {} places for callers' connections have been taken for {for_s:.0}s, as many as the limit on descriptors allows: new connections wait, those that are open go on",
+        "new connections to a relay have waited for {for_s:.0}s: the limit on descriptors allows {} at once, and a call runs on each; those that are open go on",
         around.places
     );
     Found::broken(

@@ -112,3 +112,19 @@ fn the_scheduler_alone_is_enough_for_what_it_knows() {
     };
     only(&evidence, "AS060");
 }
+
+/// The real want, by a limit on the process, is made in `os::descriptors`.
+#[tokio::test]
+async fn a_want_of_descriptors_is_named_and_nothing_else_is_blamed() {
+    let (_pod, mut evidence) = well().await;
+    let around = &mut evidence.status.as_mut().unwrap().around;
+    around.places = 170;
+    around.places_short_s = Some(12.0);
+    let d = only(&evidence, "AS022");
+    let first = d.first.unwrap();
+    assert!(
+        first.text.contains("12s") && first.text.contains("170"),
+        "{first:?}"
+    );
+    assert!(first.fix.contains("hard limit on open files"), "{first:?}");
+}

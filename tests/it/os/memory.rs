@@ -12,11 +12,13 @@ use crate::support::http::{Client, request};
 use crate::support::{eventually, grpc};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const LIMIT: u64 = 32 << 20;
+/// What the chart gives it. The callers here take 31 MiB of it on a quiet machine, of which the
+/// kernel has 6, and more than 32 where all of them call at the same moment.
+const LIMIT: u64 = 64 << 20;
 const BODY: usize = 16 << 20;
 
 #[tokio::test]
-async fn in_32_mib_bodies_of_16_mib_and_a_thousand_callers_are_carried() {
+async fn in_64_mib_bodies_of_16_mib_and_a_thousand_callers_are_carried() {
     if !has("a limit on memory", &[Means::Memory]) {
         return;
     }
