@@ -654,7 +654,7 @@ async fn the_shim_survives_what_breaks_beside_it() {
     all_good(&run(&rows()).await);
 }
 
-/// Every seventh pair, so that each of the ten is there; `make faults` plays all.
+/// Every seventh pair; `make faults` plays all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_shim_survives_two_faults_at_once() {
     let step = if variable("FAULTS_FULL").is_some() {
