@@ -233,3 +233,27 @@ pub struct Rule {
     /// The judgement.
     pub check: fn(&Evidence) -> Verdict,
 }
+
+impl Rule {
+    /// A cause without its words yet: a table fills them in.
+    pub const fn cause(
+        id: &'static str,
+        name: &'static str,
+        link: Link,
+        needs: &'static [Need],
+        check: fn(&Evidence) -> Verdict,
+    ) -> Rule {
+        Rule {
+            id,
+            name,
+            link,
+            kind: Kind::Cause,
+            title: "",
+            symptoms: &[],
+            needs,
+            rules_out: &[],
+            fix: "",
+            check,
+        }
+    }
+}

@@ -3,7 +3,7 @@
 
 use super::scheduler::refusal;
 use crate::doctor::evidence::{Evidence, PortFact, PortOutcome, PortUse};
-use crate::doctor::rule::{Found, Kind, Link, Need, Rule, Verdict};
+use crate::doctor::rule::{Found, Link, Need, Rule, Verdict};
 
 const fn port(
     id: &'static str,
@@ -11,18 +11,7 @@ const fn port(
     link: Link,
     check: fn(&Evidence) -> Verdict,
 ) -> Rule {
-    Rule {
-        id,
-        name,
-        link,
-        kind: Kind::Cause,
-        title: "",
-        symptoms: &[],
-        needs: &[Need::Ports],
-        rules_out: &[],
-        fix: "",
-        check,
-    }
+    Rule::cause(id, name, link, &[Need::Ports], check)
 }
 
 /// The rules.

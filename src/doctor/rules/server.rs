@@ -2,7 +2,7 @@
 //! so that exactly one rule claims a server that does not answer.
 
 use crate::doctor::evidence::{Candidate, Evidence};
-use crate::doctor::rule::{Found, Kind, Link, Need, Rule, Verdict};
+use crate::doctor::rule::{Found, Link, Need, Rule, Verdict};
 use crate::endpoint::Protocol;
 
 const LOG: &str = "kubectl logs POD -c mlserver --previous; kubectl logs POD -c mlserver";
@@ -13,18 +13,7 @@ const fn rule(
     link: Link,
     check: fn(&Evidence) -> Verdict,
 ) -> Rule {
-    Rule {
-        id,
-        name,
-        link,
-        kind: Kind::Cause,
-        title: "",
-        symptoms: &[],
-        needs: &[Need::Server],
-        rules_out: &[],
-        fix: "",
-        check,
-    }
+    Rule::cause(id, name, link, &[Need::Server], check)
 }
 
 /// The rules.

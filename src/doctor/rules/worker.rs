@@ -3,7 +3,7 @@
 
 use crate::admin::status::{Restoring, WorkerStatus};
 use crate::doctor::evidence::Evidence;
-use crate::doctor::rule::{Found, Kind, Link, Need, Rule, Verdict};
+use crate::doctor::rule::{Found, Link, Need, Rule, Verdict};
 use crate::worker::{CONDITION, PASSIVE_FAILURES, PASSIVE_TIME, STUCK};
 
 const LOG: &str = "kubectl logs POD -c mlserver";
@@ -16,18 +16,7 @@ const fn rule(
     link: Link,
     check: fn(&Evidence) -> Verdict,
 ) -> Rule {
-    Rule {
-        id,
-        name,
-        link,
-        kind: Kind::Cause,
-        title: "",
-        symptoms: &[],
-        needs: &[Need::Status],
-        rules_out: &[],
-        fix: "",
-        check,
-    }
+    Rule::cause(id, name, link, &[Need::Status], check)
 }
 
 /// The rules.
