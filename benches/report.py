@@ -158,12 +158,14 @@ def alone(d):
 def real(d):
     rows = [
         [
-            {"http": "HTTP", "grpc": "gRPC"}[kind], number(f["p50_us"]["direct"]), number(f["p50_us"]["shim"]), number(f["p50_ratio"], 3),
-            number(f["rate"]["direct"]), number(f["rate"]["shim"]), number(f["rate_ratio"], 3), f["failed"],
+            {"http": "HTTP", "grpc": "gRPC"}[kind],
+            number(f["p50_us"]["direct"]), number(f["p50_us"]["shim"]), number(f["p50_ratio"], 3), number(f.get("floor_p50_ratio"), 3),
+            number(f["rate"]["direct"]), number(f["rate"]["shim"]), number(f["rate_ratio"], 3), number(f.get("floor_rate_ratio"), 3),
+            f["failed"],
         ]
         for kind, f in d["shim"]["mlserver"].items()
     ]  # fmt: skip
-    head = ["MLServer, iris", "p50 us direct", "through the shim", "ratio", "calls/s direct", "through the shim", "ratio", "failed"]
+    head = ["MLServer, iris", "p50 us direct", "through the shim", "ratio", "bare relay", "calls/s direct", "through the shim", "ratio", "bare relay", "failed"]
     return table(head, rows)
 
 

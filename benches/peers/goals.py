@@ -71,8 +71,10 @@ def judge(document):
     real = shim.get("mlserver", {})
     for protocol in ("grpc", "http"):
         figures = real.get(protocol, {})
-        goal(f"real MLServer, {protocol}, p50 of direct", figures.get("p50_ratio"), 1.02)
-        goal(f"real MLServer, {protocol}, throughput of direct", figures.get("rate_ratio"), 0.98, at_most=False)
+        goal(f"real MLServer, {protocol}, p50 of direct", figures.get("p50_ratio"), 1.02,
+             floor=figures.get("floor_p50_ratio"))  # fmt: skip
+        goal(f"real MLServer, {protocol}, throughput of direct", figures.get("rate_ratio"), 0.98, at_most=False,
+             floor=figures.get("floor_rate_ratio"))  # fmt: skip
     goal("interposed AgentEvent, added", shim.get("agent_event_added_us"), 200, unit="us")
     run = document.get("acceptance") or {}
     goal("acceptance run: success of what could be answered", run.get("success_percent"), 100, at_most=False, unit="%")

@@ -1,4 +1,5 @@
-"""The real MLServer with a scikit-learn model of the iris flowers, direct and through the shim."""
+"""The real MLServer with a scikit-learn model of the iris flowers: direct, through the shim and, for
+what any process in between costs on this machine, through the bare relay."""
 
 import json
 import os
@@ -10,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import load
-from subjects import Shim, free_port, listens, until
+from subjects import Floor, Shim, free_port, listens, until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VENV = ROOT / "target/mlserver-venv/bin"
@@ -93,15 +94,16 @@ class MLServer:
 
 
 def compare(args, folder):
-    """p50 and throughput through the shim as a ratio of direct, medians of interleaved rounds."""
+    """p50 and throughput as ratios of direct, medians of interleaved rounds."""
     server = MLServer(folder)
     grpc_body, http_body = Path(folder) / "iris.grpc", Path(folder) / "iris.json"
     subprocess.run([VENV / "python", "-c", ENCODE, grpc_body, "iris"], check=True)
     http_body.write_text(json.dumps(INPUT))
     server.start()
-    shim = Shim(folder, args.shim)
+    shim, floor = Shim(folder, args.shim), Floor(folder, args.echo)
     try:
-        shim.start(server.http, server.grpc)
+        for one in (shim, floor):
+            one.start(server.http, server.grpc)
         found = {}
         for name, http1 in (("grpc", False), ("http", True)):
             path, body = (
@@ -110,11 +112,13 @@ def compare(args, folder):
             ends = {
                 "direct": server.http if http1 else server.grpc,
                 "shim": shim.http if http1 else shim.grpc,
+                "floor": floor.http if http1 else floor.grpc,
             }
             rows = {end: [] for end in ends}
             turns = max(4, args.rounds) * 2 if args.scale >= 1 else 2
             for turn in range(turns):
-                for end in sorted(ends, reverse=bool(turn % 2)):
+                order = list(ends)[turn % len(ends) :] + list(ends)[: turn % len(ends)]
+                for end in order:
                     one = {"http1": http1}
                     alone = load.run(ends[end], path, body, calls=300, **one)
                     wide = {"connections": 8} if http1 else {"connections": 2, "streams": 4}
@@ -127,11 +131,13 @@ def compare(args, folder):
                 "rate": rate,
                 "p50_ratio": p50["shim"] / p50["direct"],
                 "rate_ratio": rate["shim"] / rate["direct"],
+                "floor_p50_ratio": p50["floor"] / p50["direct"],
+                "floor_rate_ratio": rate["floor"] / rate["direct"],
                 "p50_spread_us": {e: [min(r[0] for r in rows[e]), max(r[0] for r in rows[e])] for e in ends},
                 "failed": sum(r[2] for r in rows["shim"]),
             }
             print(f"real MLServer, {name}: p50 {p50}, calls/s {rate}, failed {found[name]['failed']}")
         return found
     finally:
-        shim.stop()
-        server.stop()
+        for one in (shim, floor, server):
+            one.stop()

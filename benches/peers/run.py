@@ -2,7 +2,7 @@
 shim, nginx, HAProxy, Envoy.
 
 Rounds are interleaved over the subjects, so that a change of the machine's mood meets all of them;
-figures are medians of rounds, with the lowest and highest round beside them. Every subject has one
+figures are medians of turns, with the lowest and the highest beside them. Every subject has one
 thread. After the loads: memory, outages, the shim alone, the real MLServer, and the acceptance run.
 Prints tables, judges the goals, writes results.json and plot.svg into target/bench. `--publish`
 also puts them where docs/performance.md takes them from.
@@ -30,16 +30,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KIB = 1024
 
-# name, protocol, body bytes, calls in a round, connections, streams
+# name, protocol, body bytes, calls of a turn, connections, streams, turns in a round: the machine's
+# mood shows most in single small calls, so these have more turns, all interleaved.
 LOADS = [
-    ("grpc-sequential", "grpc", 65, 4000, 1, 1),
-    ("http-sequential", "http", 65, 4000, 1, 1),
-    ("grpc-4x16", "grpc", 65, 20000, 4, 16),
-    ("http-16", "http", 65, 20000, 16, 1),
-    ("grpc-64k", "grpc", 64 * KIB, 1500, 1, 1),
-    ("http-64k", "http", 64 * KIB, 1500, 1, 1),
-    ("grpc-16m", "grpc", 16384 * KIB, 12, 1, 1),
-    ("http-16m", "http", 16384 * KIB, 12, 1, 1),
+    ("grpc-sequential", "grpc", 65, 4000, 1, 1, 4),
+    ("http-sequential", "http", 65, 4000, 1, 1, 4),
+    ("grpc-4x16", "grpc", 65, 20000, 4, 16, 2),
+    ("http-16", "http", 65, 20000, 16, 1, 1),
+    ("grpc-64k", "grpc", 64 * KIB, 1500, 1, 1, 1),
+    ("http-64k", "http", 64 * KIB, 1500, 1, 1, 1),
+    ("grpc-16m", "grpc", 16384 * KIB, 12, 1, 1, 1),
+    ("http-16m", "http", 16384 * KIB, 12, 1, 1, 1),
 ]
 
 
@@ -63,8 +64,8 @@ def arguments():
     return args
 
 
-def one_round(subject, load_of, bodies, scale):
-    _, protocol, size, calls, connections, streams = load_of
+def one_turn(subject, load_of, bodies, scale):
+    _, protocol, size, calls, connections, streams, _ = load_of
     calls = max(2, connections * streams, int(calls * scale))
     http1 = protocol == "http"
     port = subject.http if http1 else subject.grpc
@@ -87,15 +88,15 @@ def one_round(subject, load_of, bodies, scale):
     return row
 
 
-def summary(rounds):
+def summary(turns):
     """Median, lowest and highest of every figure."""
     return {
         key: {
-            "median": statistics.median(r[key] for r in rounds),
-            "low": min(r[key] for r in rounds),
-            "high": max(r[key] for r in rounds),
+            "median": statistics.median(t[key] for t in turns),
+            "low": min(t[key] for t in turns),
+            "high": max(t[key] for t in turns),
         }
-        for key in rounds[0]
+        for key in turns[0]
     }
 
 
@@ -125,19 +126,20 @@ def loads_of(args, subjects, loads, bodies):
             for subject in subjects:
                 subject.start(echo.http, echo.grpc)
             begun = time.monotonic()
-            for turn in range(args.rounds):
-                order = subjects[turn % len(subjects) :] + subjects[: turn % len(subjects)]
+            for number in range(args.rounds):
                 for one in loads:
-                    for subject in order:
-                        rows[one[0]][subject.name].append(
-                            one_round(subject, one, bodies, args.scale)
-                        )
-                said(f"round {turn + 1} of {args.rounds}: {time.monotonic() - begun:.0f} s")
+                    for turn in range(one[-1]):
+                        first = (number + turn) % len(subjects)
+                        for subject in subjects[first:] + subjects[:first]:
+                            rows[one[0]][subject.name].append(
+                                one_turn(subject, one, bodies, args.scale)
+                            )
+                said(f"round {number + 1} of {args.rounds}: {time.monotonic() - begun:.0f} s")
         finally:
             for subject in subjects:
                 subject.stop()
     return {
-        name: {subject: summary(rounds) for subject, rounds in by.items()}
+        name: {subject: summary(turns) for subject, turns in by.items()}
         for name, by in rows.items()
     }
 
