@@ -137,8 +137,8 @@ def agent_event(args, folder, _small):
         shim.start(echo.http, echo.grpc)
         try:
             differences = []
-            calls = max(100, int(1500 * args.scale))
-            for _ in range(7):
+            calls = max(100, int(1000 * args.scale))
+            for _ in range(15):
                 direct = load.run(echo.grpc, load.EVENT, event, calls=calls)
                 through = load.run(agent_port, load.EVENT, event, calls=calls)
                 differences.append(through.quantile(0.5) - direct.quantile(0.5))
