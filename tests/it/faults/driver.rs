@@ -124,6 +124,8 @@ pub struct Row {
     /// The least time from one to the other.
     pub lasts: Duration,
     pub expect: Expect,
+    /// Seconds within which a finding has to name it.
+    pub named: f64,
     /// How many turns it takes, where it keeps the machine busy by itself.
     pub weight: u32,
     /// Whether it is played without the shim too; not where the shim itself is what breaks.
@@ -335,7 +337,8 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
             Some(second) => findings.extend(second.expect.findings),
         }
         if stage.get("/livez").await.is_some() {
-            named(&stage, &findings, phase, &mut played).await;
+            let limit = row.named.max(second.map_or(0.0, |s| s.named));
+            named(&stage, &findings, (phase, limit), &mut played).await;
         }
     }
     played.settled = Some(Instant::now());
@@ -351,11 +354,6 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
         told_of_end(&stage, phase, &mut played).await;
     }
     all_right(&stage, &mut played, "after the fault").await;
-    if second.is_some_and(|second| [row.name, second.name].contains(&"shim-killed")) {
-        // What a server lost while there was no shim is not known to the next one; the agent loads
-        // it again when a call meets its absence.
-        played.lost_models.clear();
-    }
     if phase != Phase::ColdStart && with_shim {
         let all = stage.scheduler.subscribes();
         played.subscribes = all.len() - subscribes;
@@ -518,12 +516,12 @@ async fn told_of_fault(stage: &Stage, row: &Row, phase: Phase, played: &mut Play
     }
 }
 
-async fn named(stage: &Stage, wanted: &[&str], phase: Phase, played: &mut Played) {
+async fn named(stage: &Stage, wanted: &[&str], (phase, limit): (Phase, f64), played: &mut Played) {
     if wanted.is_empty() {
         return;
     }
     let mut seen = Vec::new();
-    let named = until(promised(8.0), async || {
+    let named = until(promised(limit), async || {
         seen = stage.findings().await;
         seen.iter().any(|id| wanted.contains(&id.as_str()))
     });

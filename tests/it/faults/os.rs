@@ -26,6 +26,7 @@ const USUAL: Row = Row {
         answers: false,
         words: "",
     },
+    named: 8.0,
     weight: 1,
     direct: true,
     memory: MEMORY,

@@ -28,6 +28,7 @@ const USUAL: Row = Row {
         answers: false,
         words: "",
     },
+    named: 8.0,
     weight: 1,
     direct: true,
     memory: MEMORY,
@@ -353,8 +354,11 @@ fn scheduler() -> Vec<Row> {
                     stage.scheduler.status.stall(false);
                 })
             },
+            // Asked every 10 s, and given 10 s to answer.
+            named: 22.0,
             expect: Expect {
-                words: "no caller notices; a stream that carries nothing looks like one with nothing to say",
+                findings: &["AS052"],
+                words: "no caller notices; a scheduler that is asked what it knows and does not say is named",
                 ..SCHEDULER.expect
             },
             ..SCHEDULER
@@ -470,10 +474,11 @@ fn others() -> Vec<Row> {
             inject: |stage| Box::pin(async { stage.kill_agent() }),
             heal: |stage| Box::pin(async { stage.start_agent() }),
             lasts: 2 * SECOND,
+            // After a drain that was none, when SIGTERM has had its time to come.
+            named: 22.0,
             expect: Expect {
                 ready: Ready::Stays,
-                // The condition `subscribed` says that the agent is gone; no rule does.
-                findings: &["AS089"],
+                findings: &["AS034"],
                 subscribes: 2,
                 answers: false,
                 words: "its subscription ends at the scheduler too; its next one goes through",
