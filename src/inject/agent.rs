@@ -59,6 +59,7 @@ pub(super) fn plan(
         .container(object, &options.inference)
         .unwrap_or(&nothing);
     let mut plan = Plan::default();
+    plan.mounts.extend(models(agent, options));
     ports_and_hosts(&mut plan, agent, server);
     drain_time(&mut plan, object, target, options, warnings);
     drain::plan(&mut plan, object, target, options, warnings);
@@ -76,6 +77,23 @@ pub(super) fn plan(
         scheduler(&mut plan, agent, target, options, secured, warnings);
     }
     plan
+}
+
+/// The volume of the models as the agent has it, to see whether the files of a model have changed.
+/// To write only where the shim puts a model of its own there.
+fn models(agent: &Value, options: &Options) -> Option<Value> {
+    let folder = std::path::Path::new(options.setting("SHIM_MODELS_DIR"));
+    let at = |mount: &Value| mount["mountPath"].as_str().map(str::to_string);
+    let mut mount = agent["volumeMounts"]
+        .as_array()?
+        .iter()
+        .filter(|mount| at(mount).is_some_and(|at| folder.starts_with(at)))
+        .max_by_key(|mount| at(mount).map(|at| at.len()))?
+        .clone();
+    if options.setting("SHIM_CAPABILITIES_PROBE") != "true" {
+        mount["readOnly"] = json!(true);
+    }
+    Some(mount)
 }
 
 /// Where the agent finds the shim: the first address that it listens on.

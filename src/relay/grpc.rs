@@ -7,8 +7,10 @@
 //! and is told to come again (GOAWAY) as soon as the server is up.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 
 use super::connect::connect;
 use super::greeting::greet;
@@ -20,8 +22,11 @@ use crate::config::Mode;
 use crate::drain::in_flight::InFlight;
 use crate::endpoint::Protocol;
 use crate::health::State;
-use crate::places::{Call, Place};
+use crate::places::{Call, Marker, Place};
 use crate::view::Usable;
+
+/// How long a caller that has to give way may take to go, or to begin a call that is then served.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Completes when the caller is to take a new connection. Boxed: it is handed down several futures,
 /// each of which would be larger by its size for as long as the connection is open.
@@ -56,16 +61,30 @@ pub async fn serve(stream: TcpStream, context: &Context, place: &Place) -> End {
         return Box::pin(observe(stream, context, place)).await;
     }
     // Each phase is boxed by itself: an open connection keeps only what its own needs.
-    let (opening, _call) = match Box::pin(opened(stream, context, place)).await {
+    let (opening, call) = match Box::pin(opened(stream, context, place)).await {
         Ok(both) => both,
         Err(end) => return end,
     };
-    let on = Box::pin(onward(opening, context)).await;
-    on.await
+    let told = Notify::new();
+    let marker = place.marker();
+    let on = Box::pin(onward(opening, context, marker, &told)).await;
+    // From here on its frames tell which calls run.
+    drop(call);
+    tokio::select! {
+        end = on => end,
+        () = gives_way(place, &told) => End::Closed,
+    }
 }
 
-/// The caller's connection up to its first call. From then on it has called, and never gives way to
-/// another any more.
+/// Completes when the connection has given way to another: nothing ran on it, its caller was told
+/// to take a new one, and has begun nothing more.
+async fn gives_way(place: &Place, told: &Notify) {
+    place.wanted().await;
+    told.notify_one();
+    place.idle(FAREWELL).await;
+}
+
+/// The caller's connection up to its first call.
 async fn opened(
     stream: TcpStream,
     context: &Context,
@@ -86,13 +105,23 @@ async fn opened(
 }
 
 /// What carries the connection from its first call on.
-async fn onward(opening: Box<Opening>, context: &Context) -> Onward<'_> {
+async fn onward<'a>(
+    opening: Box<Opening>,
+    context: &'a Context,
+    marker: Marker,
+    told: &'a Notify,
+) -> Onward<'a> {
     if is_control(&opening.path) {
-        return Box::pin(here(*opening, context, Box::pin(std::future::pending())));
+        return Box::pin(here(*opening, context, marker, Box::pin(told.notified())));
     }
     let Ok(connected) = connect(context).await else {
-        let usable = context.until(|view| view.usable(Protocol::Grpc) == Usable::Up);
-        return Box::pin(here(*opening, context, Box::pin(usable)));
+        let moved = Box::pin(async {
+            tokio::select! {
+                _ = context.until(|view| view.usable(Protocol::Grpc) == Usable::Up) => {}
+                () = told.notified() => {}
+            }
+        });
+        return Box::pin(here(*opening, context, marker, moved));
     };
     let index = connected.index;
     // A candidate that was down when the caller got through is given the chance to be
@@ -111,16 +140,19 @@ async fn onward(opening: Box<Opening>, context: &Context) -> Onward<'_> {
                 .get(index)
                 .is_some_and(|e| e.health.state == State::Down)
         });
-        fallen.await;
+        tokio::select! {
+            _ = fallen => {}
+            () = told.notified() => {}
+        }
     });
     let far = Far::Server(connected.stream);
     let opened = context.metrics.calls.clone();
-    let carried = carry(*opening, far, context, moved, opened);
+    let carried = carry(*opening, far, context, marker, moved, opened);
     Box::pin(async move { carried.await.into() })
 }
 
 /// Ends the connection in the shim's own service.
-async fn here(opening: Opening, context: &Context, moved: Moved<'_>) -> End {
+async fn here(opening: Opening, context: &Context, marker: Marker, moved: Moved<'_>) -> End {
     let (near, far) = match UnixStream::pair() {
         Ok(pair) => pair,
         Err(error) => {
@@ -132,7 +164,7 @@ async fn here(opening: Opening, context: &Context, moved: Moved<'_>) -> End {
     // Calls are counted by the service, which knows which of them go on to the server.
     let uncounted =
         prometheus::IntCounter::new("uncounted", "not exported").expect("the name is well formed");
-    let carried = carry(opening, Far::Local(near), context, moved, uncounted);
+    let carried = carry(opening, Far::Local(near), context, marker, moved, uncounted);
     tokio::pin!(service, carried);
     tokio::select! {
         end = &mut carried => end.into(),
@@ -145,6 +177,7 @@ fn carry<'a>(
     opening: Opening,
     far: Far,
     context: &'a Context,
+    marker: Marker,
     moved: Moved<'a>,
     opened: prometheus::IntCounter,
 ) -> impl Future<Output = Ended> + Send + use<'a> {
@@ -162,6 +195,7 @@ fn carry<'a>(
         to_caller: opening.to_caller,
         http2: Some(Http2 {
             in_flight,
+            marker: Some(marker),
             from_caller: opening.from_caller,
             from_server: opening.from_server,
             pings: opening.pings,
@@ -196,7 +230,7 @@ mod tests {
     fn an_open_connection_keeps_little() {
         // What a thousand idle connections cost is these, two registrations and little else.
         let serving = of_one(|(stream, context, place)| serve(stream, context, place));
-        let carrying = of_one(|(a, b, c, d, e)| carry(a, b, c, d, e));
+        let carrying = of_one(|(a, b, c, d, e, f)| carry(a, b, c, d, e, f));
         assert!(serving <= 640 && carrying <= 2560, "{serving} {carrying}");
     }
 

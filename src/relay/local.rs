@@ -49,6 +49,10 @@ fn status_of(reason: h2::Reason) -> u16 {
     }
 }
 
+/// What may be on its way and not yet taken, for each connection: the protocol's own beginning. What
+/// comes here is small, and each of many callers could leave so much untaken.
+const WINDOW: u32 = 65_535;
+
 /// What a held call keeps of its caller's deadline, so that the answer still arrives.
 const HOLD_MARGIN: Duration = Duration::from_secs(5);
 
@@ -92,6 +96,8 @@ pub async fn serve(stream: UnixStream, context: Context) {
     let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .auto_date_header(false)
         .max_header_list_size(super::opening::MAX_CALL_HEADERS)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }
@@ -200,7 +206,7 @@ impl Calls {
         }
     }
 
-    fn exhausted(&self, why: &str) -> Response<Relayed> {
+    pub(super) fn exhausted(&self, why: &str) -> Response<Relayed> {
         self.status(answer::RESOURCE_EXHAUSTED, Answered::Unavailable, why)
     }
 
@@ -241,6 +247,8 @@ impl Calls {
         let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             // A status may carry a traceback; the library's own limit is 16 KiB.
             .max_header_list_size(super::opening::MAX_HEADER_LIST)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
             .handshake(TokioIo::new(connected.stream))
             .await
             .map_err(|error| error.to_string())?;
@@ -275,7 +283,7 @@ impl Body for Relayed {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Relayed::Passed(body) => Pin::new(body).poll_frame(cx),
-            Relayed::Held(held) => match (held.frames.pop_front(), &mut held.rest) {
+            Relayed::Held(held) => match (held.take(), &mut held.rest) {
                 (Some(frame), _) => Poll::Ready(Some(frame)),
                 (None, Some(rest)) => Pin::new(rest).poll_frame(cx),
                 (None, None) => Poll::Ready(None),

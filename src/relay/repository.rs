@@ -12,18 +12,20 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::answer::{self, Answered};
 use super::flights::{Lost, Whole};
 use super::local::{Calls, Relayed};
-use super::reserved::{self, Held};
+use super::reserved::{self, First, Held, MAX_CHANGE, MAX_HELD};
 use crate::subscription::wire;
 
 const MODEL_READY: &str = "/inference.GRPCInferenceService/ModelReady";
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// Largest answer to a load or unload, which has none but its status.
+const MAX_ANSWER: usize = 64 * 1024;
 /// Limit for asking the server whether it has a model.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// `model_name` of loads and unloads; `name` of `ModelReadyRequest`; its answer.
@@ -57,7 +59,16 @@ impl Calls {
     pub(super) async fn change(self: &Arc<Self>, request: Request<Incoming>) -> Response<Relayed> {
         let loads = request.uri().path().ends_with("Load");
         let (head, body) = request.into_parts();
-        let (held, message) = Held::first_message(body).await;
+        let limit = self.context.header_timeout;
+        let Ok(read) = timeout(limit, Held::first_message(body, MAX_CHANGE)).await else {
+            return self.unavailable(&format!("the request was not whole within {limit:?}"));
+        };
+        let (held, first) = read;
+        let message = match first {
+            First::Message(message) => Some(message),
+            First::Unread => None,
+            First::Exhausted(why) => return self.exhausted(&why.to_string()),
+        };
         let model = message
             .as_ref()
             .and_then(|m| wire::text(m, &[MODEL_NAME]).ok())
@@ -117,7 +128,7 @@ impl Calls {
     /// One call with its whole answer.
     async fn whole(&self, request: Request<Relayed>) -> Whole {
         let (head, body) = self.forward(request).await.into_parts();
-        match body.collect().await {
+        match Limited::new(body, MAX_ANSWER).collect().await {
             Ok(collected) => {
                 let trailers = collected.trailers().cloned();
                 let message = Some(collected.to_bytes()).filter(|m| !m.is_empty());
@@ -129,10 +140,16 @@ impl Calls {
             }
             Err(error) => {
                 self.context.watching.hints.probe_now(self.context.protocol);
-                let why = format!(
-                    "the inference server broke off its answer ({})",
-                    crate::prober::connect::innermost(&error)
-                );
+                let why = if error.is::<LengthLimitError>() {
+                    format!(
+                        "the inference server answered with more than {MAX_ANSWER} bytes, where an empty message was expected"
+                    )
+                } else {
+                    format!(
+                        "the inference server broke off its answer ({})",
+                        crate::prober::connect::innermost(&*error)
+                    )
+                };
                 let (head, _) = self.unavailable(&why).into_parts();
                 Whole {
                     head: head.headers,
@@ -176,8 +193,9 @@ impl Calls {
         let Relayed::Passed(body) = body else {
             return Response::from_parts(head, body);
         };
-        let (mut held, message) = Held::first_message(body).await;
-        if let Some(message) = message {
+        // An index that is not read goes on as it is.
+        let (mut held, first) = Held::first_message(body, MAX_HELD).await;
+        if let First::Message(message) = first {
             let mut edited = None;
             if self.context.gate.is_some() {
                 edited = reserved::without_grpc(&message);

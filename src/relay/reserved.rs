@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::budget::{Charge, Exhausted};
 use crate::capability::probe_model::NAME;
 use crate::subscription::wire;
 
@@ -21,6 +22,8 @@ pub const REFUSED: &str = "that name is reserved for the model that asks the ser
 
 /// Largest message or body that is held: an index of forty thousand models.
 pub const MAX_HELD: usize = 4 * 1024 * 1024;
+/// Largest load or unload that is read: a name, and parameters that MLServer does not look at.
+pub const MAX_CHANGE: usize = 64 * 1024;
 
 /// Bytes before a gRPC message: a flag, and the length.
 const PREFIX: usize = 5;
@@ -121,40 +124,76 @@ pub struct Held {
     pub frames: VecDeque<Result<Frame<Bytes>, hyper::Error>>,
     /// What is still to come.
     pub rest: Option<Incoming>,
+    /// What is held counts among what is held for all callers.
+    charge: Charge,
+}
+
+/// What the first message of a body is.
+#[derive(Debug)]
+pub enum First {
+    /// Whole.
+    Message(Bytes),
+    /// There is none, or it is compressed, or larger than the limit.
+    Unread,
+    /// Too much is held for other callers already.
+    Exhausted(Exhausted),
 }
 
 impl Held {
-    /// Reads until the first gRPC message is whole, and gives it; `None` where there is none, or
-    /// it is compressed or too large.
-    pub async fn first_message(mut body: Incoming) -> (Self, Option<Bytes>) {
-        let mut frames = VecDeque::new();
+    /// Reads until the first gRPC message is whole, of at most so many bytes.
+    pub async fn first_message(mut body: Incoming, limit: usize) -> (Self, First) {
+        let mut charge = Charge::default();
+        // Kept once: as what goes on, of which the message is a part.
         let mut data = BytesMut::new();
-        let message = loop {
+        let mut last = None;
+        let mut ended = false;
+        let first = loop {
             if let Some([flag, length @ ..]) = data.first_chunk::<PREFIX>() {
                 let whole = PREFIX + u32::from_be_bytes(*length) as usize;
-                if *flag != 0 || whole > MAX_HELD {
-                    break None;
+                if *flag != 0 || whole > limit {
+                    break Ok(None);
                 }
                 if data.len() >= whole {
-                    break Some(data.freeze().slice(PREFIX..whole));
+                    break Ok(Some(whole));
                 }
             }
             match body.frame().await {
-                Some(Ok(frame)) => {
-                    if let Some(piece) = frame.data_ref() {
-                        data.extend_from_slice(piece);
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(piece) => {
+                        data.extend_from_slice(&piece);
+                        if let Err(exhausted) = charge.unfinished(piece.len()) {
+                            break Err(exhausted);
+                        }
                     }
-                    frames.push_back(Ok(frame));
-                }
+                    Err(other) => last = Some(Ok(other)),
+                },
                 Some(Err(error)) => {
-                    frames.push_back(Err(error));
-                    return (Held { frames, rest: None }, None);
+                    (last, ended) = (Some(Err(error)), true);
+                    break Ok(None);
                 }
-                None => return (Held { frames, rest: None }, None),
+                None => {
+                    ended = true;
+                    break Ok(None);
+                }
             }
         };
-        let rest = Some(body);
-        (Held { frames, rest }, message)
+        let data = data.freeze();
+        let first = match first {
+            Ok(Some(whole)) => First::Message(data.slice(PREFIX..whole)),
+            Ok(None) => First::Unread,
+            Err(exhausted) => First::Exhausted(exhausted),
+        };
+        let data = Some(data).filter(|d| !d.is_empty());
+        let held = Held {
+            frames: data
+                .map(|d| Ok(Frame::data(d)))
+                .into_iter()
+                .chain(last)
+                .collect(),
+            rest: (!ended).then_some(body),
+            charge,
+        };
+        (held, first)
     }
 
     /// Puts another message in the place of the only one that was read.
@@ -166,6 +205,15 @@ impl Held {
         self.frames
             .retain(|frame| !frame.as_ref().is_ok_and(Frame::is_data));
         self.frames.push_front(Ok(Frame::data(framed.freeze())));
+    }
+
+    /// The next piece of what was read. What has gone on is held no more.
+    pub fn take(&mut self) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+        let next = self.frames.pop_front();
+        if self.frames.is_empty() {
+            self.charge = Charge::default();
+        }
+        next
     }
 }
 

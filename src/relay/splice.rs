@@ -22,6 +22,7 @@ use tokio::time::timeout;
 
 use super::frames::{Calls, Filter, FrameHead, GOAWAY, pong};
 use crate::drain::in_flight::InFlight;
+use crate::places::{Call, Marker};
 
 /// How long one half may outlive the other: time to take what is still on the way.
 const LINGER: Duration = Duration::from_secs(5);
@@ -141,25 +142,44 @@ pub struct Http2 {
     pub opened: IntCounter,
     /// Counts calls while they are open.
     pub in_flight: InFlight,
+    /// Told whether any call is open: only an idle connection gives way to another.
+    pub marker: Option<Marker>,
 }
 
 /// The calls of one connection, which count as running until they or the connection end.
 struct Running {
     calls: Calls,
     in_flight: InFlight,
+    marker: Option<Marker>,
+    marked: Option<Call>,
 }
 
 impl Running {
-    fn new(calls: Calls, in_flight: InFlight) -> Self {
+    fn new(calls: Calls, in_flight: InFlight, marker: Option<Marker>) -> Self {
         in_flight.moved(0, calls.open());
-        Running { calls, in_flight }
+        let mut running = Running {
+            calls,
+            in_flight,
+            marker,
+            marked: None,
+        };
+        running.mark();
+        running
     }
 
     fn see<T>(&mut self, look: impl FnOnce(&mut Calls) -> T) -> T {
         let before = self.calls.open();
         let seen = look(&mut self.calls);
         self.in_flight.moved(before, self.calls.open());
+        self.mark();
         seen
+    }
+
+    fn mark(&mut self) {
+        let runs = self.calls.open() > 0;
+        if runs != self.marked.is_some() {
+            self.marked = self.marker.as_ref().filter(|_| runs).map(Marker::call);
+        }
     }
 }
 
@@ -210,12 +230,12 @@ impl Splice {
                 (
                     Some(h.from_caller),
                     Some(h.from_server),
-                    Running::new(h.calls, h.in_flight),
+                    Running::new(h.calls, h.in_flight, h.marker),
                     Some(h.opened),
                 )
             }
             None => {
-                let none = Running::new(Calls::default(), InFlight::default());
+                let none = Running::new(Calls::default(), InFlight::default(), None);
                 (None, None, none, None)
             }
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -22,6 +22,8 @@ use crate::relay::local::deadline;
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How long one attempt may take. The scheduler answers from memory, but behind a lock.
 const ATTEMPT: Duration = Duration::from_secs(15);
+/// Largest answer to an event, which is an empty message.
+const MAX_ANSWER: usize = 64 * 1024;
 
 impl Interposer {
     pub(super) async fn event(self, request: Request<Incoming>) -> Response<Outgoing> {
@@ -83,11 +85,12 @@ impl Interposer {
                     .await
                     .map_err(|e| Failed(e.to_string()))?;
                 let bytes = current().map_or_else(|| body.clone(), |m| frames::framed(&m));
-                send(line, head, Outgoing::Whole(Some(bytes))).await
+                let response = send(line, head, Outgoing::Whole(Some(bytes))).await?;
+                Answer::read(response).await
             };
             let attempt = timeout_at(deadline, timeout(ATTEMPT, attempt)).await;
             match attempt {
-                Ok(Ok(Ok(response))) => return self.delivered(response).await,
+                Ok(Ok(Ok(answer))) => return self.delivered(answer),
                 Ok(Ok(Err(Failed(error)))) => why = error,
                 Ok(Err(_)) => why = format!("no answer within {ATTEMPT:?}"),
                 Err(_) => {}
@@ -113,16 +116,13 @@ impl Interposer {
         }
     }
 
-    /// Counts the scheduler's answer, which is a small message and the trailers.
-    async fn delivered(&self, response: Response<Outgoing>) -> Response<Outgoing> {
-        let (head, body) = response.into_parts();
-        let (collected, trailers) = match body.collect().await {
-            Ok(collected) => {
-                let trailers = collected.trailers().cloned();
-                (collected.to_bytes(), trailers)
-            }
-            Err(error) => return refusal(UNAVAILABLE, &format!("the answer broke off: {error}")),
-        };
+    /// Counts the scheduler's answer.
+    fn delivered(&self, answer: Answer) -> Response<Outgoing> {
+        let Answer {
+            head,
+            message,
+            trailers,
+        } = answer;
         let deciding = trailers.as_ref().unwrap_or(&head.headers);
         let delivery = match status_of(deciding) {
             Some(0) => Delivery::Taken,
@@ -142,13 +142,42 @@ impl Interposer {
             status.events += 1;
             status.mismatches += u64::from(delivery == Delivery::Mismatch);
         });
-        let body = match (collected.is_empty(), trailers) {
+        let body = match (message.is_empty(), trailers) {
             (true, None) => Outgoing::Whole(None),
-            (_, trailers) => {
-                Outgoing::Collected(Some(collected).filter(|b| !b.is_empty()), trailers)
-            }
+            (_, trailers) => Outgoing::Collected(Some(message).filter(|b| !b.is_empty()), trailers),
         };
         Response::from_parts(head, body)
+    }
+}
+
+/// The scheduler's answer, read whole: a small message and the trailers.
+struct Answer {
+    head: http::response::Parts,
+    message: Bytes,
+    trailers: Option<HeaderMap>,
+}
+
+impl Answer {
+    /// Reads it, within the caller's time and [`MAX_ANSWER`].
+    async fn read(response: Response<Outgoing>) -> Result<Self, Failed> {
+        let (head, body) = response.into_parts();
+        let collected = Limited::new(body, MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(|error| {
+                Failed(if error.is::<LengthLimitError>() {
+                    format!(
+                        "the answer to an event is larger than {MAX_ANSWER} bytes; it should be empty"
+                    )
+                } else {
+                    format!("the answer broke off: {error}")
+                })
+            })?;
+        Ok(Answer {
+            head,
+            trailers: collected.trailers().cloned(),
+            message: collected.to_bytes(),
+        })
     }
 }
 

@@ -96,8 +96,18 @@ securityContext:
   seccompProfile:
     type: RuntimeDefault
 terminationMessagePolicy: FallbackToLogsOnError
-{{- if include "agent-shim.tls" . }}
+{{- if or .modelsVolume (include "agent-shim.tls" .) }}
 volumeMounts:
+{{- end }}
+{{- with .modelsVolume }}
+  # To see whether the files of a model have changed; to write only where the shim puts a model of its own there.
+  - name: {{ . }}
+    mountPath: /mnt/agent
+    {{- if ne (include "agent-shim.setting" (list $ "SHIM_CAPABILITIES_PROBE" "false")) "true" }}
+    readOnly: true
+    {{- end }}
+{{- end }}
+{{- if include "agent-shim.tls" . }}
   - name: agent-shim-tls-client
     mountPath: /etc/agent-shim/tls/client
     readOnly: true

@@ -5,7 +5,7 @@ use tokio::net::TcpStream;
 
 use agent_shim::demo::scheduler::FakeScheduler;
 
-use super::frames::{END_HEADERS, HEADERS, call, frame, opening};
+use super::frames::{END_HEADERS, END_STREAM, HEADERS, call, frame, opening};
 use super::process::pair;
 use crate::support::{eventually, within};
 
@@ -48,6 +48,20 @@ async fn a_crowd_of_idle_callers_gives_way_and_running_calls_do_not() {
         .await
         .unwrap();
     within("the call", server.wait_for_call("/hang")).await;
+    let once = frame(
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        1,
+        &call("/inference.GRPCInferenceService/ModelReady"),
+    );
+    let once = [opening(), once].concat();
+    let control = frame(
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        1,
+        &call(super::frames::LIVE),
+    );
+    let control = [opening(), control].concat();
     for (to, said, places) in [
         (
             process.http,
@@ -55,6 +69,9 @@ async fn a_crowd_of_idle_callers_gives_way_and_running_calls_do_not() {
             1_024,
         ),
         (process.grpc, &opening(), 1_024),
+        // Those who have had their answer are idle as well.
+        (process.grpc, &once, 1_024),
+        (process.grpc, &control, 1_024),
         (agent, &opening(), 64),
     ] {
         let what = format!("a crowd of {} bytes each at {to}", said.len());

@@ -1,6 +1,7 @@
 //! Hostile the other way: a server, or a scheduler, that has been taken over, and what it can do
 //! to the shim.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,9 +9,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use agent_shim::demo::standin::StandIn;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_stream::Stream;
 
 use super::frames::*;
 use super::process::{Process, get as ask, say};
@@ -407,4 +416,103 @@ async fn a_hostile_http_server_harms_only_the_calls_to_it() {
         }));
     }
     five_at_a_time(cases).await;
+}
+
+/// What an HTTP/2 server says that keeps to the protocol and never ends an answer.
+type Endless = StreamBody<Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, Infallible>> + Send>>>;
+
+/// Healthy; a load and an event get bytes for as long as they are taken.
+async fn endless() -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut accepting = JoinSet::new();
+    accepting.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(|request: Request<Incoming>| async move {
+                let path = request.uri().path();
+                let endless = path.ends_with("Load") || path.ends_with("AgentEvent");
+                let body: Endless = StreamBody::new(if !endless {
+                    let yes = Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]);
+                    let mut ok = http::HeaderMap::new();
+                    ok.insert("grpc-status", http::HeaderValue::from_static("0"));
+                    Box::pin(tokio_stream::iter([
+                        Ok(Frame::data(yes)),
+                        Ok(Frame::trailers(ok)),
+                    ]))
+                } else {
+                    let piece = Bytes::from(vec![0x7f; 16 * 1024]);
+                    Box::pin(tokio_stream::iter(std::iter::repeat_with(move || {
+                        Ok(Frame::data(piece.clone()))
+                    })))
+                });
+                let answer = Response::builder().header("content-type", "application/grpc");
+                Ok::<_, Infallible>(answer.body(body).unwrap())
+            });
+            let io = TokioIo::new(stream);
+            connections.spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(io, service),
+            );
+        }
+    });
+    (address, accepting)
+}
+
+/// An answer without an end is not read to its end, where it is read at all.
+#[tokio::test]
+async fn an_endless_answer_to_a_load_fails_that_load() {
+    let good = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
+    let (evil, _accepting) = endless().await;
+    let process = Process::before(good.http(), evil, &[]).await;
+    let mut caller = grpc::Client::connect(process.grpc).await;
+    // `model_name` is field 2.
+    let load = b"\x12\x04iris";
+    let mut load = Box::pin(caller.call("RepositoryModelLoad", load));
+    let said = tokio::select! {
+        said = &mut load => said.unwrap(),
+        () = async {
+            loop {
+                process.is_bounded("an endless answer to a load");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        } => unreachable!(),
+    };
+    assert!(said.status().1.contains("more than"), "{said:?}");
+    process.is_bounded("an endless answer to a load");
+}
+
+/// The same of a scheduler: the event is sent again, within bounds, and the agent hears in the end.
+#[tokio::test]
+async fn an_endless_answer_to_an_event_is_no_answer() {
+    let good = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
+    let (evil, _accepting) = endless().await;
+    let scheduler = evil.to_string();
+    let process =
+        Process::before(good.http(), good.grpc(), &[("SHIM_SCHEDULER", &scheduler)]).await;
+    let block = [
+        call("/seldon.mlops.agent.AgentService/AgentEvent"),
+        literal("grpc-timeout", "3S"),
+    ]
+    .concat();
+    let bytes = [
+        opening(),
+        frame(HEADERS, END_HEADERS, 1, &block),
+        frame(DATA, END_STREAM, 1, &[0; 5]),
+    ];
+    let heard = async {
+        let pieces = std::iter::once(bytes.concat());
+        flood(process.agent.unwrap(), pieces, Duration::from_secs(30)).await
+    };
+    tokio::pin!(heard);
+    eventually("the event to be given up", async || {
+        process.is_bounded("an endless answer to an event");
+        let lost = |line: &String| line.contains("could not be delivered to the scheduler");
+        tokio::select! {
+            _ = &mut heard => panic!("the connection was closed"),
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+        process.log().iter().any(lost).then_some(())
+    })
+    .await;
 }
