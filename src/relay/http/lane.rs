@@ -135,7 +135,11 @@ impl<'a> Lane<'a> {
                 Next::Begun(call, counted) => (call, counted),
                 Next::Waits(plain, counted) => match self.begin_anew(&plain).await {
                     Ok(Some(call)) => (call, counted),
-                    Ok(None) => continue,
+                    Ok(None) => {
+                        // Others have their turn, however many wait behind this one.
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
                     Err(end) => return Outcome::Ended(end),
                 },
                 Next::Unusual => {

@@ -6,7 +6,6 @@
 //! slow. A failure is said, and decided on by the loop.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -20,15 +19,10 @@ use super::request::{Plain, may_have_ended};
 use super::response::{self, Answer, Framing, Judged};
 use crate::before_answer;
 use crate::relay::http::MAX_BUFFER;
+use crate::relay::splice::{BUFFER, with_buffer};
 
-const BUFFER: usize = 64 * 1024;
 /// Rounds of reading and writing in one turn of the thread: others are served in between.
 pub(super) const IN_A_ROW: u8 = 16;
-
-thread_local! {
-    // One buffer a thread: bytes rest in it only between a read and the write that follows.
-    static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
-}
 
 /// Reads once, at most `most` bytes, and gives what was read to `take`.
 pub(super) fn poll_read<S: AsyncRead + Unpin, T>(
@@ -37,7 +31,7 @@ pub(super) fn poll_read<S: AsyncRead + Unpin, T>(
     most: u64,
     take: impl FnOnce(&[u8], &mut Context<'_>) -> T,
 ) -> Poll<io::Result<T>> {
-    SHARED.with_borrow_mut(|buffer| {
+    with_buffer(|buffer| {
         let most = usize::try_from(most).map_or(BUFFER, |most| most.min(BUFFER));
         let mut into = ReadBuf::new(&mut buffer[..most]);
         ready!(Pin::new(stream).poll_read(cx, &mut into))?;

@@ -98,6 +98,10 @@ fn plain(bytes: &[u8], head: usize, request: &httparse::Request<'_, '_>) -> Opti
         }
     }
     take(bytes, &mut next, b"\r\n")?;
+    // White space to some.
+    if bytes[..next].contains(&b'\t') {
+        return None;
+    }
     let body = length.unwrap_or(0);
     let may_have_body = matches!(method, Method::POST | Method::PUT | Method::PATCH);
     (next == head && hosts == 1 && (may_have_body || body == 0)).then_some(Plain {

@@ -109,12 +109,11 @@ fn judge_final(
     let begin = "HTTP/1.1 200 ".len() + reason.len() + 2;
     let said = heard(bytes, begin, head, response.headers);
     let chunked = is_chunked(said.coding);
-    if said.codings > 0 && !is_new {
-        return Err("a Transfer-Encoding in HTTP/1.0".into());
-    }
     let is_bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let framing = if is_bodiless || to_head {
         Framing::Length(0)
+    } else if said.codings > 0 && !is_new {
+        return Err("a Transfer-Encoding in HTTP/1.0".into());
     } else if said.codings > 0 && chunked {
         Framing::Chunks(Chunks::default())
     } else if said.codings > 0 {

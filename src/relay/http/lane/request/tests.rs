@@ -25,20 +25,14 @@ fn is_unusual(text: &str) -> bool {
 
 #[test]
 fn a_plain_request_goes_on_as_it_came() {
-    let post = "POST /v2/models/iris_1/infer?a=%2F HTTP/1.1\r\nHost: mlserver:9000\r\ncontent-length: 5\r\nX-Odd:\t a b \x2c\r\n\r\n";
-    let with_body = format!("{post}12345GET / HTTP/1.1\r\n");
-    let expected = |head: &str| {
-        Some((
-            "POST".into(),
-            "/v2/models/iris_1/infer".into(),
-            head.into(),
-            5,
-        ))
-    };
-    assert_eq!(
-        taken(&with_body.replace(" \x2c", "")),
-        expected(&post.replace(" \x2c", ""))
-    );
+    let post = "POST /v2/models/iris_1/infer?a=%2F HTTP/1.1\r\nHost: mlserver:9000\r\ncontent-length: 5\r\nX-Odd:  a b\r\n\r\n";
+    let expected = Some((
+        "POST".into(),
+        "/v2/models/iris_1/infer".into(),
+        post.into(),
+        5,
+    ));
+    assert_eq!(taken(&format!("{post}12345GET / HTTP/1.1\r\n")), expected);
     for method in ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"] {
         let text = format!("{method} / HTTP/1.1\r\nhost: a\r\n\r\n");
         assert_eq!(
@@ -95,6 +89,8 @@ fn what_two_could_read_in_two_ways_is_not_plain() {
         "x y: z",
         "host: b",
         "x: y ",
+        "x:\ty",
+        "x: a\tb",
         "x:  ",
     ] {
         assert!(is_unusual(&with(line)), "{line:?}");
