@@ -8,35 +8,35 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::task::{Context as Task, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
-use prometheus::IntCounter;
 use socket2::SockRef;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use self::call::{Call, Caller, Failed, Step};
-use self::request::{Judged, Plain};
-use super::{IDLE, READ_ON, unanswered};
-use crate::drain::in_flight;
-use crate::places::{self, Marker, Place};
+use self::call::{Call, Failed, Step};
+use self::request::Plain;
+use self::requests::{Counted, Kept, Next, Requests};
+use self::wire::{Caller, IN_A_ROW, poll_read};
+use super::{READ_ON, unanswered};
+use crate::places::Place;
 use crate::relay::answer::{self, Answered, http_error};
-use crate::relay::caller::{Calls, Gone, UnderWay};
+use crate::relay::caller::{Calls, Gone};
 use crate::relay::connect::connect;
-use crate::relay::heed::Heed;
 use crate::relay::{Context, End};
 
 mod call;
 pub(crate) mod chunks;
 pub(crate) mod request;
+mod requests;
 pub(crate) mod response;
+mod wire;
 
 /// How a connection leaves the lane.
 #[derive(Debug)]
@@ -94,40 +94,6 @@ struct Lane<'a> {
     requests: Requests<'a>,
 }
 
-/// What is known between two calls.
-struct Requests<'a> {
-    context: &'a Context,
-    /// Read from the caller and not used: what has come of a head, or of requests after this one.
-    held: BytesMut,
-    /// How many of those bytes are known to be no whole head.
-    looked: usize,
-    kept: Option<Kept>,
-    calls: Arc<Calls>,
-    marker: Marker,
-}
-
-/// The connection to the server. One that is used up is none.
-struct Kept {
-    stream: TcpStream,
-    used: Instant,
-}
-
-/// A call under way, for those who count.
-struct Counted<'a> {
-    heed: Option<Heed<'a>>,
-    _guards: (UnderWay, places::Call, in_flight::One),
-}
-
-/// What comes next from the caller.
-enum Next<'a> {
-    /// A request, on its way to the server.
-    Begun(Call, Counted<'a>),
-    /// A request that is held, for want of a connection to send it on.
-    Waits(Plain, Counted<'a>),
-    Unusual,
-    Ended(End),
-}
-
 impl<'a> Lane<'a> {
     async fn run(&mut self) -> Outcome {
         loop {
@@ -171,7 +137,7 @@ impl<'a> Lane<'a> {
             }
         }
         loop {
-            let read = call::poll_read(&mut self.caller.reads, cx, u64::MAX, |bytes, cx| {
+            let read = poll_read(&mut self.caller.reads, cx, u64::MAX, |bytes, cx| {
                 if bytes.is_empty() {
                     // Half a head is for the full path to judge.
                     return Some(match requests.held.is_empty() {
@@ -181,7 +147,7 @@ impl<'a> Lane<'a> {
                 }
                 if requests.held.is_empty() {
                     let (used, next) = requests.judged(bytes, received, cx);
-                    requests.hold(BytesMut::from(&bytes[used..]), 0);
+                    requests.hold(bytes[used..].into(), 0);
                     if used > 0 {
                         requests.looked = 0;
                     }
@@ -370,11 +336,11 @@ impl<'a> Lane<'a> {
     async fn read_on(&mut self, mut unread: u64) -> u64 {
         let (caller, left) = (&mut self.caller, &mut unread);
         let rest = poll_fn(|cx| {
-            for _ in 0..call::IN_A_ROW {
+            for _ in 0..IN_A_ROW {
                 if *left == 0 {
                     return Poll::Ready(());
                 }
-                match ready!(call::poll_read(
+                match ready!(poll_read(
                     &mut caller.reads,
                     cx,
                     *left,
@@ -396,89 +362,6 @@ impl<'a> Lane<'a> {
         }
         unread
     }
-}
-
-impl<'a> Requests<'a> {
-    /// What `bytes`, all that is not used yet, are, and how many of them are used now; `None` where
-    /// more has to come.
-    fn judged(
-        &mut self,
-        bytes: &[u8],
-        received: &IntCounter,
-        cx: &mut Task<'_>,
-    ) -> (usize, Option<Next<'a>>) {
-        // Not read again from its beginning for every byte of it.
-        let is_partial = self.looked > 0
-            && bytes.len() < request::MAX_HEAD
-            && !request::may_have_ended(bytes, self.looked);
-        let judged = if is_partial {
-            Judged::Partial
-        } else {
-            request::judge(bytes)
-        };
-        let plain = match judged {
-            Judged::Partial => {
-                self.looked = bytes.len();
-                return (0, None);
-            }
-            Judged::Unusual => return (0, Some(Next::Unusual)),
-            Judged::Plain(plain) => plain,
-        };
-        let counted = self.counted(&plain, bytes);
-        if let Some(kept) = self.usable() {
-            let mut call = Call::new(&plain);
-            if let Ok(used) = call.begin(cx, &mut kept.stream, &plain, bytes) {
-                received.inc_by(used as u64);
-                return (used, Some(Next::Begun(call, counted)));
-            }
-            // Not a byte of it was sent.
-            self.kept = None;
-        }
-        (0, Some(Next::Waits(plain, counted)))
-    }
-
-    fn counted(&self, plain: &Plain, bytes: &[u8]) -> Counted<'a> {
-        // Plain targets are ASCII.
-        let path = std::str::from_utf8(&bytes[plain.path.clone()]).unwrap_or_default();
-        Counted {
-            heed: Some(Heed::before(self.context, &plain.method, path)),
-            _guards: (
-                self.calls.under_way(),
-                self.marker.call(),
-                self.context.in_flight.one(),
-            ),
-        }
-    }
-
-    /// Keeps of `bytes` what comes after the first `used`, and no room for what is gone.
-    fn hold(&mut self, mut bytes: BytesMut, used: usize) {
-        if used > 0 {
-            self.looked = 0;
-            bytes.advance(used);
-        }
-        self.held = if bytes.is_empty() {
-            BytesMut::new()
-        } else {
-            bytes
-        };
-    }
-
-    /// The kept connection if it can be trusted: used a moment ago, and silent since.
-    fn usable(&mut self) -> Option<&mut Kept> {
-        let is_usable = |kept: &Kept| kept.used.elapsed() < IDLE && is_silent(&kept.stream);
-        if !self.kept.as_ref().is_some_and(is_usable) {
-            self.kept = None;
-        }
-        self.kept.as_mut()
-    }
-}
-
-/// Whether there is nothing to read: no byte, no end, no error. Asks the system itself, since what
-/// came a moment ago has not been told yet.
-fn is_silent(stream: &TcpStream) -> bool {
-    let mut one = [MaybeUninit::uninit()];
-    let seen = SockRef::from(stream).peek(&mut one);
-    matches!(seen, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// An answer of the shim's own, as bytes.

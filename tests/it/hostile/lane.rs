@@ -95,7 +95,7 @@ async fn setting() -> (Manual, StandIn, Process, TcpStream) {
 async fn plain_calls_go_on_byte_for_byte_until_one_that_is_not() {
     let (mut manual, _standin, _process, mut caller) = setting().await;
     let plain =
-        "POST /mine?a=b HTTP/1.1\r\nHOST: a\r\nX-Odd-Case:\tv  w\r\nContent-Length: 3\r\n\r\n";
+        "POST /mine?a=b HTTP/1.1\r\nHOST: a\r\nX-Odd-Case:  v  w\r\nContent-Length: 3\r\n\r\n";
     caller
         .write_all(format!("{plain}123").as_bytes())
         .await

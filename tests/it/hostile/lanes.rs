@@ -33,7 +33,10 @@ fn answers(mut bytes: &[u8], heads: &[bool]) -> Vec<Heard> {
         }
         let mut lines = head.split("\r\n");
         let status = lines.next().unwrap_or_default()[..12].to_string();
-        let mut headers: Vec<String> = lines.map(str::to_ascii_lowercase).collect();
+        let named = lines.map(|line| line.split_once(':').unwrap_or((line, "")));
+        let mut headers: Vec<String> = named
+            .map(|(name, value)| format!("{}: {}", name.to_ascii_lowercase(), value.trim()))
+            .collect();
         headers.sort();
         let length = headers
             .iter()
@@ -219,7 +222,12 @@ fn seen(strict: &Strict) -> Vec<Request> {
             mut headers,
             body,
             ..
-        } = seen?;
+        } = seen.map_err(|why| {
+            why.split(", connection")
+                .next()
+                .unwrap_or_default()
+                .to_string()
+        })?;
         headers.sort();
         Ok((line, headers, body))
     });
