@@ -35,7 +35,7 @@ fn answers(mut bytes: &[u8], heads: &[bool]) -> Vec<Heard> {
         let status = lines.next().unwrap_or_default()[..12].to_string();
         let named = lines.map(|line| line.split_once(':').unwrap_or((line, "")));
         let mut headers: Vec<String> = named
-            .map(|(name, value)| format!("{}: {}", name.to_ascii_lowercase(), value.trim()))
+            .map(|(name, value)| format!("{name}: {}", value.trim()).to_ascii_lowercase())
             .collect();
         headers.sort();
         let length = headers
