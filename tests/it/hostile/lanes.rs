@@ -142,6 +142,8 @@ fn request(random: &mut Rng) -> Vec<u8> {
                 "content_length: 3",
                 "expect: 100-continue",
                 "proxy-connection: a",
+                "content-length: 5",
+                "Content-Length: 3",
             ],
         ));
     }
@@ -287,7 +289,7 @@ async fn a_server_sees_the_same_requests_whichever_way_they_go() {
         }
     }
     assert!(differ.is_empty(), "{}", differ.join("\n\n"));
-    assert!(passed > STREAMS as usize, "{passed} requests passed");
+    assert!(passed > 150, "{passed} requests passed");
     process.recovers("random requests").await;
 }
 
