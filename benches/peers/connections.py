@@ -33,10 +33,17 @@ def first_call():
     )  # fmt: skip
 
 
+def first_call_http():
+    """The same over HTTP/1.1."""
+    body = load.infer_body(65)
+    head = f"POST /v2/models/iris/infer HTTP/1.1\r\nhost: bench\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 @contextlib.contextmanager
-def opened(port, count):
-    """`count` gRPC connections, opened one after another, each of which has had an answer."""
-    said = first_call()
+def opened(port, count, said=None):
+    """`count` connections, of gRPC or of what is said, opened one after another, each of which has had an answer."""
+    said = said or first_call()
     held = []
     try:
         for _ in range(count):

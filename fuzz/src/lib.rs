@@ -8,6 +8,7 @@ mod admission;
 mod environment;
 mod exposition;
 mod frames;
+mod heads;
 mod http2;
 mod installed;
 mod kubernetes;
@@ -28,11 +29,12 @@ pub struct Target {
 
 /// All ways in.
 #[rustfmt::skip]
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     Target { name: "admission", check: admission::check },
     Target { name: "environment", check: environment::check },
     Target { name: "exposition", check: exposition::check },
     Target { name: "frames", check: frames::check },
+    Target { name: "heads", check: heads::check },
     Target { name: "http2", check: http2::check },
     Target { name: "installed", check: installed::check },
     Target { name: "kubernetes", check: kubernetes::check },

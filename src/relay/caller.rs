@@ -39,8 +39,9 @@ pub struct Watch {
     calls: Arc<Calls>,
 }
 
+/// The calls of one connection.
 #[derive(Debug, Default)]
-struct Calls {
+pub struct Calls {
     under_way: AtomicUsize,
     began: Notify,
 }
@@ -93,28 +94,40 @@ impl Caller {
 impl Watch {
     /// Counts a call until the guard is dropped.
     pub fn under_way(&self) -> UnderWay {
-        self.calls.under_way.fetch_add(1, Ordering::Relaxed);
-        self.calls.began.notify_one();
-        UnderWay(self.calls.clone())
+        self.calls.under_way()
     }
 
-    /// Completes when the caller has closed its half for longer than the grace while a call was
-    /// under way, or when no call was for longer than `limit`.
+    /// See [`Calls::gone`].
+    pub async fn gone(&self, limit: Duration) -> Gone {
+        self.calls.gone(limit, (*self.stream).as_ref()).await
+    }
+}
+
+impl Calls {
+    /// Counts a call until the guard is dropped.
+    pub fn under_way(self: &Arc<Self>) -> UnderWay {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        self.began.notify_one();
+        UnderWay(self.clone())
+    }
+
+    /// Completes when the caller has closed its half of `stream` for longer than the grace while a
+    /// call was under way, or when no call was for longer than `limit`.
     ///
     /// A busy connection is looked at four times a second, however many calls it carries: a timer
     /// for each call would cost as much as the rest of the look.
-    pub async fn gone(&self, limit: Duration) -> Gone {
+    pub async fn gone(&self, limit: Duration, stream: &TcpStream) -> Gone {
         let mut closed = Duration::ZERO;
         loop {
-            if self.calls.under_way.load(Ordering::Relaxed) == 0 {
+            if self.under_way.load(Ordering::Relaxed) == 0 {
                 closed = Duration::ZERO;
                 // A call that began and ended since the last look has left its notice behind.
-                if timeout(limit, self.calls.began.notified()).await.is_err() {
+                if timeout(limit, self.began.notified()).await.is_err() {
                     return Gone::Silent;
                 }
             }
             sleep(LOOK).await;
-            closed = if self.is_closed() {
+            closed = if is_closed(stream) {
                 closed + LOOK
             } else {
                 Duration::ZERO
@@ -124,13 +137,13 @@ impl Watch {
             }
         }
     }
+}
 
-    /// Whether the other side has closed its half, as far as the system has told.
-    fn is_closed(&self) -> bool {
-        let ready = pin!(self.stream.ready(Interest::READABLE));
-        let mut now = Context::from_waker(Waker::noop());
-        matches!(ready.poll(&mut now), Poll::Ready(Ok(ready)) if ready.is_read_closed())
-    }
+/// Whether the other side has closed its half, as far as the system has told.
+fn is_closed(stream: &TcpStream) -> bool {
+    let ready = pin!(stream.ready(Interest::READABLE));
+    let mut now = Context::from_waker(Waker::noop());
+    matches!(ready.poll(&mut now), Poll::Ready(Ok(ready)) if ready.is_read_closed())
 }
 
 impl AsyncRead for Caller {

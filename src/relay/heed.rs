@@ -2,8 +2,7 @@
 //!
 //! Looks at paths and statuses, never at a body; keeps nothing of a model that is not known.
 
-use http::header::CONTENT_TYPE;
-use http::{Method, Response, StatusCode};
+use http::{Method, StatusCode};
 
 use super::Context;
 use super::reserved::unescaped;
@@ -106,9 +105,10 @@ impl<'a> Heed<'a> {
         heed
     }
 
-    /// With the head of the answer. Without it, as when the caller has gone, nothing is known.
-    pub fn after<B>(self, response: &Response<B>) {
-        let ok = response.status() == StatusCode::OK;
+    /// With what the head of the answer says, and whether its body calls itself plain text.
+    /// Without it, as when the caller has gone, nothing is known.
+    pub fn after(self, status: StatusCode, is_text: bool) {
+        let ok = status == StatusCode::OK;
         if let (Some(load), true) = (self.load, ok) {
             load.succeeded();
         }
@@ -116,20 +116,13 @@ impl<'a> Heed<'a> {
             if ok {
                 self.memory.worked(&model);
                 self.worker.worked();
-            } else if is_worker_failure(response) {
+            } else if status == StatusCode::INTERNAL_SERVER_ERROR && is_text {
+                // A server whose worker cannot work: MLServer's own errors are JSON.
                 self.worker.failed();
             }
         }
         drop(self.unload);
     }
-}
-
-/// Whether an answer is the one of a server whose worker cannot work: MLServer's own errors are
-/// JSON.
-fn is_worker_failure<B>(response: &Response<B>) -> bool {
-    let kind = response.headers().get(CONTENT_TYPE);
-    response.status() == StatusCode::INTERNAL_SERVER_ERROR
-        && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"))
 }
 
 #[cfg(test)]

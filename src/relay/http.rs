@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use http::header::{
-    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName,
+    TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Either, Full};
@@ -38,8 +38,10 @@ use crate::before_answer::{BeforeAnswer, Left};
 use crate::capability::gate::Gate;
 use crate::config::Mode;
 use crate::places::Place;
+use lane::Outcome;
 
 mod host;
+pub(crate) mod lane;
 
 /// A kept connection that has been idle for longer is not used again; MLServer closes at 5 s.
 const IDLE: Duration = Duration::from_secs(4);
@@ -58,10 +60,19 @@ pub async fn serve(stream: TcpStream, context: &Context, place: &Place) -> End {
     if context.mode == Mode::Observe {
         return observe(stream, context, place).await;
     }
-    let (stream, before) = match greet(stream, context, place).await {
+    let (mut stream, before) = match greet(stream, context, place).await {
         Ok(both) => both,
         Err(end) => return end,
     };
+    match lane::carry(&mut stream, before, context, place).await {
+        Outcome::Ended(end) => end,
+        // Boxed: most connections never get there, and would carry its room with them.
+        Outcome::Unusual(before) => Box::pin(full(stream, before, context, place)).await,
+    }
+}
+
+/// The full path, for good: `before` was read and is still to be taken.
+async fn full(stream: TcpStream, before: Bytes, context: &Context, place: &Place) -> End {
     let metrics = &context.metrics;
     let (received, sent) = (metrics.received.clone(), metrics.sent.clone());
     let (caller, watch) = Caller::new(before, stream, received, sent);
@@ -184,7 +195,9 @@ impl Server {
         } else {
             self.forward(request).await
         };
-        heed.after(&response);
+        let kind = response.headers().get(CONTENT_TYPE);
+        let is_text = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+        heed.after(response.status(), is_text);
         if changes_models {
             self.context.poke.now();
         }
@@ -280,9 +293,7 @@ impl Server {
                         } else {
                             format!("closed the connection ({})", unsent.error())
                         };
-                        let why = format!(
-                            "the inference server {how} before it answered; whether it had begun to work on the request is not known, so it was not sent again"
-                        );
+                        let why = unanswered(&how);
                         return self.error(StatusCode::BAD_GATEWAY, Answered::BadGateway, &why);
                     }
                 },
@@ -333,6 +344,13 @@ async fn read_on(mut body: Incoming) {
     let rest = async { while let Some(Ok(_)) = body.frame().await {} };
     // A caller that is slower than this may miss the reason; it gets its answer now.
     let _ = timeout(READ_ON, rest).await;
+}
+
+/// Why there is no answer to a request that was sent.
+fn unanswered(how: &str) -> String {
+    format!(
+        "the inference server {how} before it answered; whether it had begun to work on the request is not known, so it was not sent again"
+    )
 }
 
 const INDEX: &str = "/v2/repository/index";

@@ -26,13 +26,19 @@ use crate::places::{Call, Marker};
 
 /// How long one half may outlive the other: time to take what is still on the way.
 const LINGER: Duration = Duration::from_secs(5);
-const BUFFER: usize = 64 * 1024;
+/// What is read at once.
+pub(super) const BUFFER: usize = 64 * 1024;
 /// Full buffers that are carried in one turn of the thread: others are served in between.
 const IN_A_ROW: u8 = 16;
 
 thread_local! {
     // One buffer a thread: bytes rest in it only between a read and the write that follows.
     static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
+}
+
+/// Lends the thread's buffer, for a read and the write that follows.
+pub(super) fn with_buffer<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    SHARED.with_borrow_mut(|buffer| work(buffer))
 }
 
 /// The far end of a spliced connection.
@@ -426,7 +432,7 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
         cx: &mut Context<'_>,
         mut on_head: impl FnMut(&FrameHead),
     ) -> Poll<io::Result<Step>> {
-        SHARED.with_borrow_mut(|buffer| {
+        with_buffer(|buffer| {
             let mut into = ReadBuf::new(buffer);
             ready!(Pin::new(&mut self.from).poll_read(cx, &mut into))?;
             let read = into.filled();

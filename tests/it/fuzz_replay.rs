@@ -128,7 +128,7 @@ fn files_of(folder: &Path) -> Vec<PathBuf> {
     all
 }
 
-targets! { admission environment exposition frames http2 installed kubernetes manifest requests scheduler server subscribe }
+targets! { admission environment exposition frames heads http2 installed kubernetes manifest requests scheduler server subscribe }
 
 /// Small, and nothing in them of the machine that they were made on.
 #[test]

@@ -11,5 +11,7 @@ mod frames;
 mod http1;
 mod http2;
 mod interposer;
+mod lane;
+mod lanes;
 mod process;
 mod upstream;

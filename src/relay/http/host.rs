@@ -33,7 +33,7 @@ fn of_target(target: &Uri) -> Option<HeaderValue> {
 }
 
 /// A `Host` may be empty; separators of other parts of a request it must not have.
-fn is_host(text: &[u8]) -> bool {
+pub(super) fn is_host(text: &[u8]) -> bool {
     text.iter()
         .all(|c| c.is_ascii_graphic() && !b"/?#@,\\\"<>".contains(c))
 }

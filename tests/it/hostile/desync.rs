@@ -2,6 +2,7 @@
 //! judged by a reader stricter than any server: one unambiguous request, or none.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use agent_shim::demo::standin::StandIn;
@@ -14,10 +15,10 @@ use crate::support::within;
 
 /// A request as it reached the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen {
-    line: String,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
+pub(super) struct Seen {
+    pub(super) line: String,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) body: Vec<u8>,
     connection: usize,
 }
 
@@ -29,14 +30,15 @@ impl Seen {
 }
 
 /// A server that takes requests by the letter only, and answers each with what the test sets.
-struct Strict {
+pub(super) struct Strict {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Result<Seen, String>>>>,
     answer: Arc<Mutex<Vec<u8>>>,
+    closes: Arc<AtomicBool>,
     _accepting: JoinSet<()>,
 }
 
-const FINE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine";
+pub(super) const FINE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine";
 
 impl Strict {
     async fn start() -> Strict {
@@ -45,7 +47,8 @@ impl Strict {
         let seen: Arc<Mutex<Vec<_>>> = Arc::default();
         let answer = Arc::new(Mutex::new(FINE.to_vec()));
         let mut accepting = JoinSet::new();
-        let (kept, given) = (seen.clone(), answer.clone());
+        let closes = Arc::new(AtomicBool::new(false));
+        let (kept, given) = (seen.clone(), (answer.clone(), closes.clone()));
         accepting.spawn(async move {
             let mut connections = JoinSet::new();
             for number in 0.. {
@@ -57,15 +60,21 @@ impl Strict {
             address,
             seen,
             answer,
+            closes,
             _accepting: accepting,
         }
     }
 
-    fn answers(&self, bytes: &[u8]) {
+    pub(super) fn answers(&self, bytes: &[u8]) {
         *self.answer.lock().unwrap() = bytes.to_vec();
     }
 
-    fn take(&self) -> Vec<Result<Seen, String>> {
+    /// Whether each connection is closed after an answer that the test has set.
+    pub(super) fn closes(&self, closes: bool) {
+        self.closes.store(closes, Ordering::Relaxed);
+    }
+
+    pub(super) fn take(&self) -> Vec<Result<Seen, String>> {
         std::mem::take(&mut *self.seen.lock().unwrap())
     }
 }
@@ -74,7 +83,7 @@ async fn serve(
     mut stream: TcpStream,
     connection: usize,
     seen: Arc<Mutex<Vec<Result<Seen, String>>>>,
-    answer: Arc<Mutex<Vec<u8>>>,
+    (answer, closes): (Arc<Mutex<Vec<u8>>>, Arc<AtomicBool>),
 ) {
     let mut bytes = Vec::new();
     loop {
@@ -101,10 +110,11 @@ async fn serve(
             answer.lock().unwrap().clone()
         };
         let broken = read.is_err();
+        let last = !health && closes.load(Ordering::Relaxed);
         if !health {
             seen.lock().unwrap().push(read);
         }
-        if broken || stream.write_all(&said).await.is_err() {
+        if broken || stream.write_all(&said).await.is_err() || last {
             return;
         }
     }
@@ -182,7 +192,7 @@ fn parse(bytes: &[u8], connection: usize) -> Result<Option<(Seen, usize)>, Strin
     Ok(Some((seen, end + 4 + used)))
 }
 
-fn chunks(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, String> {
+pub(super) fn chunks(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, String> {
     let (mut body, mut at) = (Vec::new(), 0);
     loop {
         let Some(end) = bytes[at..].windows(2).position(|w| w == b"\r\n") else {
@@ -208,7 +218,7 @@ fn chunks(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, String> {
     }
 }
 
-async fn setting() -> (Strict, StandIn, Process) {
+pub(super) async fn setting() -> (Strict, StandIn, Process) {
     let strict = Strict::start().await;
     let standin = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
     let process = Process::before(strict.address, standin.grpc(), &[]).await;
