@@ -27,8 +27,11 @@ use facts::{ModelFact, SchedulerFacts};
 use judge::{agrees, conditions, trouble};
 use metrics::RegistrationMetrics;
 
-/// Time between two readings when nothing has happened.
+/// Time between two readings of everything when nothing has happened.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// Time between two questions about this server alone, which is one short message: a scheduler that
+/// has stopped answering shows by nothing else.
+const PULSE: Duration = Duration::from_secs(10);
 /// Shortest time between two readings: events come in hundreds.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Models in trouble that are kept; the count is exact all the same.
@@ -150,10 +153,12 @@ impl Reader {
         self.metrics.clone()
     }
 
-    /// Runs for ever: reads on a new subscription, after every event, and every 30 s.
+    /// Runs for ever: reads on a new subscription, after every event, and every 30 s; in between it
+    /// asks about the server alone.
     pub async fn run(mut self) {
         let mut next = Instant::now() + MIN_INTERVAL;
         let mut last = Instant::now();
+        let mut whole: Option<Instant> = None;
         let mut seen = None;
         loop {
             let status = self.status.borrow_and_update().clone();
@@ -164,6 +169,7 @@ impl Reader {
             );
             if seen.replace(mark).is_some_and(|before| before != mark) {
                 next = next.min(last + MIN_INTERVAL).max(Instant::now());
+                whole = None;
             }
             let check = self.out.borrow().check.clone();
             self.publish(&status, check, false, None);
@@ -173,21 +179,28 @@ impl Reader {
                     std::future::pending::<()>().await;
                 },
                 () = sleep_until(next) => {
-                    self.read(&status).await;
+                    let due = whole.is_none_or(|at| at.elapsed() + PULSE / 2 >= INTERVAL);
+                    let everything = due || self.in_doubt;
+                    let read = self.read(&status, everything).await;
                     last = Instant::now();
-                    next = last + if self.in_doubt { MIN_INTERVAL } else { INTERVAL };
+                    if everything || !read {
+                        // After a failure everything is read again.
+                        whole = read.then_some(last);
+                    }
+                    next = last + if self.in_doubt { MIN_INTERVAL } else { PULSE };
                 }
             }
         }
     }
 
-    async fn read(&mut self, status: &Status) {
+    /// Asks about the server, and about `models` too; whether the first was answered.
+    async fn read(&mut self, status: &Status, models: bool) -> bool {
         let Some(asker) = &mut self.asker else {
-            return;
+            return false;
         };
         if status.requested.is_none() {
             // Nobody to ask for yet.
-            return;
+            return false;
         }
         let servers = match asker.servers(Some(&status.server)).await {
             Ok(servers) => servers,
@@ -196,17 +209,30 @@ impl Reader {
                     tracing::warn!(why, "the scheduler's belief cannot be read");
                 }
                 self.metrics.read(false);
-                return self.publish(status, Check::Failed(why), false, None);
+                self.publish(status, Check::Failed(why), false, None);
+                return false;
             }
         };
         let believed = servers.iter().find_map(|s| s.believed(status.replica));
-        let answers = asker.models().await;
-        self.metrics.read(answers.is_ok());
+        let answers = match models {
+            true => Some(asker.models().await),
+            false => None,
+        };
+        self.metrics
+            .read(answers.as_ref().is_none_or(Result::is_ok));
         let mut seen = SchedulerFacts {
             servers,
             ..SchedulerFacts::default()
         };
-        let troubled = answers.ok().map(|answers| {
+        let before = self.out.borrow().clone();
+        let alone = before.seen.filter(|_| answers.is_none()).map(|known| {
+            let seen = SchedulerFacts {
+                servers: seen.servers.clone(),
+                ..known
+            };
+            (before.models, seen)
+        });
+        let troubled = answers.and_then(Result::ok).map(|answers| {
             let concern =
                 |a: &&ModelStatusResponse| trouble(status, believed.as_ref(), a).is_some();
             let models = answers.iter().filter(concern).filter_map(facts::model);
@@ -237,7 +263,9 @@ impl Reader {
             .is_some_and(|(believed, reported)| !agrees(&latest, &believed, reported).0);
         // A difference counts when the next reading shows it too.
         self.in_doubt = differs && !self.in_doubt;
-        self.publish(&latest, Check::Read(believed), !self.in_doubt, troubled);
+        let read = troubled.or(alone);
+        self.publish(&latest, Check::Read(believed), !self.in_doubt, read);
+        true
     }
 
     fn publish(

@@ -4,7 +4,7 @@
 //! otherwise. [`Book`] remembers what belongs in memory and decides; [`runner`] sees the restart
 //! and loads. The relay tells every load and unload that passes, and asks whether a load would be
 //! needless. Knows only what it has seen since its own start: a shim that restarts together with
-//! the server knows nothing, and says so. Loads over HTTP, which the server finishes even when
+//! the server takes what the agent lists when it subscribes again. Loads over HTTP, which the server finishes even when
 //! its caller is gone; no load or unload is ever given a deadline or cancelled here.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::drain::{Busy, Drain};
 use crate::metrics::Metrics;
 use crate::readiness::Condition;
-use crate::subscription::status::{Phase, Status};
+use crate::subscription::status::{Held, Phase, Status};
 
 pub(crate) mod back;
 pub mod book;
@@ -195,6 +195,31 @@ impl Memory {
             tracing::info!(
                 models = dropped,
                 "an agent starts: what it does not know of is not restored"
+            );
+        }
+    }
+
+    /// What the agent lists as loaded, where it has just subscribed: as much of it as fits into
+    /// `total` bytes counts.
+    pub(crate) fn listed(&self, models: &[Held], total: u64) {
+        if !self.0.settings.restore {
+            return;
+        }
+        // A total of 0 is none that anybody knows.
+        let mut room = if total == 0 { u64::MAX } else { total };
+        let fitting = models.iter().filter(|m| {
+            let fits = m.bytes <= room;
+            room -= if fits { m.bytes } else { 0 };
+            fits
+        });
+        let names: Vec<String> = fitting.map(|m| m.name.clone()).collect();
+        let left_out = models.len() - names.len();
+        let models = self.change(|book, now| book.listed(names, now));
+        if models > 0 {
+            tracing::info!(
+                models,
+                left_out,
+                "the server has no model in memory, and the agent lists some: looking after those"
             );
         }
     }

@@ -62,6 +62,7 @@ use live::Registry;
 use metrics::SubscriptionMetrics;
 use pace::Renewal;
 use status::{Phase, Status};
+use stream::{Debts, Owed};
 use upstream::{Line, Upstream};
 
 const SUBSCRIBE: &str = "/seldon.mlops.agent.AgentService/Subscribe";
@@ -116,8 +117,8 @@ pub struct Interposer {
     /// Events of the agent, under way or delivered; a held subscription that saw one is out of date.
     events_seen: Arc<AtomicUsize>,
     events_running: Arc<AtomicUsize>,
-    owed: mpsc::UnboundedSender<Bytes>,
-    owed_reader: Arc<Mutex<mpsc::UnboundedReceiver<Bytes>>>,
+    debts: Debts,
+    owed_reader: Arc<Mutex<mpsc::UnboundedReceiver<Owed>>>,
 }
 
 impl fmt::Debug for Interposer {
@@ -158,7 +159,7 @@ impl Interposer {
             metrics,
             events_seen: Arc::default(),
             events_running: Arc::default(),
-            owed,
+            debts: Debts::new(owed),
             owed_reader: Arc::new(Mutex::new(owed_reader)),
         };
         (interposer, watching)
@@ -194,9 +195,12 @@ impl Interposer {
         let mut next = LOOK_INTERVAL;
         loop {
             tokio::select! {
-                Some(event) = owed.recv() => {
+                Some(owed) = owed.recv() => {
                     let interposer = self.clone();
-                    deliveries.spawn(async move { interposer.deliver_own(event).await });
+                    deliveries.spawn(async move {
+                        interposer.deliver_own(owed.event.clone()).await;
+                        drop(owed);
+                    });
                 }
                 Some(_) = deliveries.join_next() => {}
                 Ok(()) = known.changed() => next = self.look(),

@@ -73,13 +73,14 @@ pub fn init(filter: &LogFilter, format: LogFormat) {
     }
 }
 
-/// Waits when it is dropped for the lines that are not written yet, for half a second at most: so
+/// Tells when it is dropped what the last minute left out, and waits for the lines that are not written yet, for half a second at most: so
 /// also where a panic ends the program.
 #[derive(Debug)]
 pub struct LastWords;
 
 impl Drop for LastWords {
     fn drop(&mut self) {
+        limit::tell_now();
         if let Some(sink) = SINK.get() {
             sink.flush(LAST_WORDS);
         }

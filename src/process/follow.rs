@@ -3,7 +3,8 @@
 //! A search reads every process and, where the names do not tell, the kernel's table of sockets and
 //! the descriptors of every process. Pid and start time name a process for good: what was found is
 //! looked at by name, and a search is made again only when it may have another result. Whatever
-//! cannot be read makes the follower search, never trust.
+//! cannot be read makes the follower search, never trust: so does the `/proc` of another namespace, in
+//! which nobody says whether a process has started.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,6 +24,8 @@ const LISTENERS: Duration = Duration::from_secs(5);
 const LISTENERS_FIRST: Duration = Duration::from_millis(500);
 /// Time after which a server that was found only by its listener is looked for anew.
 const CHOICE: Duration = Duration::from_secs(60);
+/// `/proc/self/status` has about 1.5 KiB.
+const MAX_STATUS: usize = 16 * 1024;
 /// `/proc/loadavg` is one short line.
 const MAX_LOADAVG: usize = 256;
 
@@ -32,6 +35,8 @@ pub struct Follower {
     proc: PathBuf,
     ports: Vec<u16>,
     server: Option<Server>,
+    /// Whether the kernel's count of process ids is that of the processes in this `/proc`.
+    counted: bool,
     /// The last process id that the kernel had given when all processes were last read.
     last_pid: Option<u64>,
     scanned: Duration,
@@ -56,6 +61,7 @@ impl Follower {
         Follower {
             proc: proc.into(),
             ports: ports.into(),
+            counted: is_own(proc),
             server: None,
             last_pid: None,
             scanned: Duration::ZERO,
@@ -70,7 +76,7 @@ impl Follower {
             return Ok(server.clone());
         }
         // Read before the processes: one that starts in between is found at the next look.
-        self.last_pid = last_pid(&self.proc);
+        self.last_pid = self.counted.then(|| last_pid(&self.proc)).flatten();
         self.scanned = now;
         let found = self.scan(now);
         let server = found.as_ref().ok();
@@ -151,8 +157,20 @@ fn names(server: &Server) -> Vec<(u32, u64)> {
     all.map(name).collect()
 }
 
-/// The process id that the kernel gave last in the namespace of this `/proc`: while it stays the
-/// same no process and no thread has started. Not 0, which is what a runtime says that has none.
+/// Whether this `/proc` is that of the reader's own namespace. The kernel gives the count of the
+/// reader's, whichever `/proc` it is read from; `NSpid` has one process id for each namespace from that
+/// of this `/proc` down to the reader's, and a reader from elsewhere has no `self` there at all.
+fn is_own(proc: &Path) -> bool {
+    let Ok(text) = procfs::read_start(&proc.join("self/status"), MAX_STATUS) else {
+        return false;
+    };
+    let mut lines = text.lines();
+    let ids = lines.find_map(|line| line.strip_prefix("NSpid:"));
+    ids.is_some_and(|ids| ids.split_ascii_whitespace().count() == 1)
+}
+
+/// The process id that the kernel gave last in the reader's namespace: while it stays the same no
+/// process and no thread has started there. Not 0, which is what a runtime says that has none.
 fn last_pid(proc: &Path) -> Option<u64> {
     let text = procfs::read_start(&proc.join("loadavg"), MAX_LOADAVG).ok()?;
     let last = text.split_ascii_whitespace().nth(4)?.parse().ok()?;

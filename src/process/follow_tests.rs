@@ -17,7 +17,16 @@ fn pod(last_pid: u32) -> Tree {
         .process(10, 1, "mlserver", &START)
         .process(12, 10, "python3", &WORKER);
     given(&tree, last_pid);
+    reader(&tree, "77");
     tree
+}
+
+/// The reader's own process ids, outermost namespace first, as `/proc/self/status` has them.
+fn reader(tree: &Tree, ids: &str) {
+    tree.file(
+        "self/status",
+        &format!("Name:\tagent-shim\nNSpid:\t{ids}\n"),
+    );
 }
 
 fn given(tree: &Tree, last_pid: u32) {
@@ -160,6 +169,7 @@ fn a_second_server_is_taken_within_five_seconds_of_having_the_port() {
 fn a_server_by_another_name_that_comes_late_is_found_within_five_seconds() {
     let tree = Tree::new();
     tree.process(5, 0, "triton", &["triton"]);
+    reader(&tree, "77");
     let mut follower = Follower::new(tree.path(), &[PORT]);
     let mut costs = Vec::new();
     for second in 0..100 {
@@ -193,10 +203,26 @@ fn without_a_shared_namespace_the_tables_of_sockets_are_never_read() {
     let own = std::process::id();
     tree.process(own, 0, "agent-shim", &["/usr/local/bin/agent-shim"]);
     listens(&tree, own);
+    reader(&tree, &own.to_string());
     let mut follower = Follower::new(tree.path(), &[PORT]);
     for second in 0..20 {
         reads();
         assert_eq!(follower.look(at(second)), Err(NotFound::NoServer));
         assert_eq!(reads(), 2, "the last process id and our own process");
+    }
+}
+
+/// The kernel gives the count of the reader's own namespace, whichever `/proc` it is read from.
+#[test]
+fn the_count_of_another_namespace_is_not_trusted() {
+    for (ids, trusted) in [("77", true), ("4077\t77", false), ("", false)] {
+        let tree = pod(20);
+        reader(&tree, ids);
+        let (mut follower, now) = settled(&tree);
+        assert_eq!(workers(&mut follower, now + 1), [12]);
+        // Nothing was started in the reader's namespace.
+        tree.process(30, 10, "python3", &WORKER);
+        let seen = workers(&mut follower, now + 2).contains(&30);
+        assert_eq!(seen, !trusted, "{ids:?}");
     }
 }

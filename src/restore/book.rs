@@ -7,7 +7,7 @@
 //! the model where the server was still known alive afterwards: then somebody has unloaded it
 //! without passing here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::files::Fingerprint;
@@ -129,12 +129,25 @@ pub struct Restoring {
 #[derive(Debug, Clone, Default)]
 pub struct Book {
     entries: BTreeMap<String, Entry>,
+    /// Something has belonged in memory since the start of the process: what an agent lists says
+    /// nothing more.
+    knows: bool,
+    /// What is in memory by the first index; `None` before it.
+    found: Option<bool>,
+    /// What the agent listed before there was an index.
+    told: Vec<String>,
+    /// What was unloaded before anything was known: an agent's list may be older.
+    unloaded: BTreeSet<String>,
 }
 
 impl Book {
     /// Takes an index that was asked for at `asked`: name and state of each model.
     pub fn index<'a>(&mut self, models: impl Iterator<Item = (&'a str, &'a str)>, asked: Duration) {
         let listed: BTreeMap<&str, &str> = models.collect();
+        // UNKNOWN is the server's word for a model that it loads.
+        let held = listed.values().any(|state| *state != "UNAVAILABLE");
+        self.found = Some(held);
+        self.knows |= held;
         for (name, state) in &listed {
             if *state == "READY" && !name.is_empty() {
                 let Some(entry) = self.entry(name) else {
@@ -163,10 +176,46 @@ impl Book {
         }
         self.entries
             .retain(|_, e| e.wanted || e.calls > 0 || e.stage == Stage::Running);
+        let told = std::mem::take(&mut self.told);
+        self.adopt(told, asked);
+    }
+
+    /// What an agent lists as loaded, which counts only where this process has never known of a model
+    /// in memory and the server has none at all: then server and shim have been lost together. Where it
+    /// has some, the missing ones may be those that the agent has put out to make room. Returns how many are to
+    /// be looked at from now on; where the index is still to come they are taken with it.
+    pub fn listed(&mut self, names: Vec<String>, now: Duration) -> usize {
+        match self.found {
+            None => {
+                self.told = names;
+                0
+            }
+            Some(_) => self.adopt(names, now),
+        }
+    }
+
+    fn adopt(&mut self, names: Vec<String>, now: Duration) -> usize {
+        if self.knows || self.found != Some(false) {
+            return 0;
+        }
+        let mut taken = 0;
+        let unloaded = std::mem::take(&mut self.unloaded);
+        for name in names.into_iter().filter(|name| !unloaded.contains(name)) {
+            let Some(entry) = self.entry(&name).filter(|e| !e.wanted && e.calls == 0) else {
+                continue;
+            };
+            entry.wanted = true;
+            entry.since = now;
+            entry.stage = Stage::Due { at: now };
+            taken += 1;
+        }
+        self.knows |= taken > 0;
+        taken
     }
 
     /// A caller's load passes.
     pub fn load_begins(&mut self, name: &str, now: Duration) {
+        self.knows = true;
         if let Some(entry) = self.entry(name) {
             entry.calls += 1;
             entry.changed = now;
@@ -195,6 +244,9 @@ impl Book {
 
     /// A caller's unload passes: from now on nobody wants the model in memory.
     pub fn unload_begins(&mut self, name: &str, now: Duration) {
+        if !self.knows && self.unloaded.len() < MOST {
+            self.unloaded.insert(name.to_string());
+        }
         if let Some(entry) = self.entry(name) {
             entry.calls += 1;
             entry.changed = now;
@@ -234,6 +286,7 @@ impl Book {
     /// An agent that starts has asked for the index: it unloads what is listed, and knows nothing
     /// of what is not. So what is still to be loaded is not wanted any more.
     pub fn agent_starts(&mut self) {
+        self.told.clear();
         for entry in self.entries.values_mut() {
             if matches!(entry.stage, Stage::Due { .. } | Stage::GivenUp) {
                 entry.wanted = false;

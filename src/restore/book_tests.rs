@@ -318,3 +318,80 @@ proptest! {
         }
     }
 }
+
+/// The server and the shim died together; the agent has lived on and subscribes again.
+mod what_the_agent_lists {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    const NONE: [(&str, &str); 2] = [("a_1", "UNAVAILABLE"), ("on-disk", "UNAVAILABLE")];
+
+    fn names() -> Vec<String> {
+        ["a_1", "b_2"].map(String::from).into()
+    }
+
+    fn due(book: &Book) -> Vec<String> {
+        book.restoring().into_iter().map(|r| r.model).collect()
+    }
+
+    #[test]
+    fn is_restored_where_nothing_else_is_known_and_the_server_has_none() {
+        let mut after = Book::default();
+        after.index(NONE.into_iter(), SECOND);
+        assert_eq!(after.listed(names(), 2 * SECOND), 2);
+        // The list may be there first.
+        let mut before = Book::default();
+        assert_eq!(before.listed(names(), SECOND), 0);
+        assert!(due(&before).is_empty(), "the server has not been asked yet");
+        before.index(NONE.into_iter(), 2 * SECOND);
+        for mut book in [after, before] {
+            assert_eq!(due(&book), names());
+            assert_eq!(book.next(3 * SECOND).as_deref(), Some("a_1"));
+        }
+    }
+
+    #[test]
+    fn is_passed_over_where_the_server_has_a_model_or_loads_one() {
+        for state in ["READY", "UNKNOWN", "LOADING"] {
+            let mut book = Book::default();
+            book.index([("b_2", state)].into_iter(), SECOND);
+            assert_eq!(book.listed(names(), 2 * SECOND), 0, "{state}");
+            assert!(due(&book).is_empty(), "{state}");
+        }
+    }
+
+    #[test]
+    fn is_passed_over_where_the_shim_has_seen_a_load_or_a_model_itself() {
+        let mut loaded = Book::default();
+        loaded.index(NONE.into_iter(), SECOND);
+        loaded.load_begins("c", SECOND);
+        loaded.load_ended("c", None, SECOND);
+        let mut unloaded = Book::default();
+        unloaded.index([("a_1", "READY")].into_iter(), SECOND);
+        unloaded.unload_begins("a_1", 2 * SECOND);
+        unloaded.unload_ended("a_1", 2 * SECOND);
+        unloaded.index(NONE.into_iter(), 3 * SECOND);
+        for mut book in [loaded, unloaded] {
+            assert_eq!(book.listed(names(), 4 * SECOND), 0);
+            assert!(due(&book).is_empty());
+        }
+    }
+
+    #[test]
+    fn is_given_up_with_what_its_owner_unloads_and_with_an_agent_that_starts() {
+        let mut book = Book::default();
+        book.listed(names(), SECOND);
+        book.unload_begins("a_1", SECOND);
+        book.unload_ended("a_1", SECOND);
+        book.index(NONE.into_iter(), 2 * SECOND);
+        assert_eq!(due(&book), ["b_2"]);
+        book.agent_starts();
+        assert!(due(&book).is_empty());
+        let mut book = Book::default();
+        book.listed(names(), SECOND);
+        book.agent_starts();
+        book.index(NONE.into_iter(), 2 * SECOND);
+        assert!(due(&book).is_empty());
+    }
+}

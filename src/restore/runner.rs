@@ -1,5 +1,6 @@
 //! The loop that sees a restart of the server and loads what it has lost.
 //!
+//! What an agent lists when it subscribes is handed to the account, which knows whether it counts.
 //! Two signs of a restart: another main process in `/proc`, and the HTTP side gone and back. Both
 //! only mean that every model is to be looked at; whether it is lost the server itself says. Also
 //! owns the calls that the relay carries on for callers that have gone.
@@ -20,6 +21,7 @@ use crate::endpoint::Protocol;
 use crate::models::{Inventory, Poke};
 use crate::observer::Observed;
 use crate::prober::Watching;
+use crate::subscription::status::{Held, Status};
 use crate::view::{Usable, View};
 
 /// No load begins while the server's processes use more than this part of their limit, in
@@ -110,6 +112,8 @@ impl Runner {
         let mut inventory = self.parts.inventory.clone();
         let mut observed = self.parts.observed.clone();
         let mut changes = self.memory.0.changes.subscribe();
+        let mut agent = self.memory.0.agent.get().cloned();
+        let mut listed = None;
         loop {
             changes.mark_unchanged();
             // The signs first: an index of the new process must not be taken for the old one's.
@@ -123,6 +127,15 @@ impl Runner {
                 self.restarted(alive);
             }
             self.take_index(&inventory.borrow_and_update().clone());
+            if let Some(agent) = &mut agent {
+                let status = agent.borrow_and_update().clone();
+                let new = status.loaded.filter(|l| listed.as_ref() != Some(l));
+                if let Some(new) = new {
+                    let total = status.reported.map_or(0, |r| r.memory);
+                    self.memory.listed(&new, total);
+                    listed = Some(new);
+                }
+            }
             self.load(&now, &seen, &mut tasks);
             let all = self.memory.book().restoring();
             self.memory.0.series.show(&all);
@@ -133,6 +146,7 @@ impl Runner {
                 changed = inventory.changed() => if changed.is_err() { return },
                 changed = observed.changed() => if changed.is_err() { return },
                 _ = changes.changed() => {}
+                () = listed_anew(&mut agent, listed.as_ref()) => {}
                 Some(job) = self.jobs.next() => {
                     tasks.spawn(job);
                 }
@@ -236,6 +250,18 @@ impl Runner {
             }
         }
     }
+}
+
+/// Completes when the agent has subscribed with another list than this one.
+async fn listed_anew(agent: &mut Option<watch::Receiver<Status>>, known: Option<&Arc<[Held]>>) {
+    if let Some(agent) = agent {
+        let other = |status: &Status| status.loaded.as_ref().is_some_and(|l| Some(l) != known);
+        if agent.wait_for(other).await.is_ok() {
+            return;
+        }
+    }
+    // Nobody subscribes here, or the end has begun.
+    std::future::pending().await
 }
 
 /// Why no more model may be loaded, where the server's memory is known to be used up.

@@ -17,6 +17,9 @@ use crate::proto::agent::ModelEventMessage;
 use crate::proto::agent::model_event_message::Event as EventKind;
 use crate::proto::agent::model_operation_message::Operation as OperationKind;
 
+/// Refused models that are kept to be shown; the oldest gives way.
+const MOST_REFUSED: usize = 100;
+
 /// Judges messages. Cheap to clone.
 #[derive(Clone)]
 pub struct Editor {
@@ -120,10 +123,11 @@ impl Editor {
             reported: wanted.memory,
             over_commit: requested.over_commit,
         };
-        let (available, loaded) = {
+        let (available, loaded, held) = {
             let mut ledger = self.ledger();
             ledger.said(requested.available);
-            ledger.subscribe(totals, wanted.workers, &read.loaded)
+            let (available, loaded) = ledger.subscribe(totals, wanted.workers, &read.loaded);
+            (available, loaded, ledger.held(&read.loaded))
         };
         let change = SubscribeChange {
             memory: Some(wanted.memory).filter(|m| *m != requested.memory),
@@ -165,6 +169,7 @@ impl Editor {
         self.status.send_modify(|status| {
             status.server = read.server;
             status.replica = read.replica;
+            status.loaded = Some(held.into());
             status.available = Some(match corrected {
                 true => available.unwrap_or(requested.available),
                 false => requested.available,
@@ -238,6 +243,9 @@ impl Editor {
                     event.server_name.clone_from(&status.server);
                     event.replica_idx = status.replica;
                     status.refused.retain(|r| r.model != refused.model);
+                    if status.refused.len() >= MOST_REFUSED {
+                        status.refused.remove(0);
+                    }
                     status.refused.push(refused);
                 });
                 match self.mode {

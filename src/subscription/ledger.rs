@@ -19,6 +19,7 @@
 
 use std::collections::BTreeMap;
 
+use super::status::Held;
 use crate::capacity::quantity::shown;
 use crate::proto::agent::model_event_message::Event as EventKind;
 
@@ -130,6 +131,8 @@ pub struct Ledger {
     workers: Option<u32>,
     /// What the agent multiplies by, once it has said so.
     agent_workers: Option<u32>,
+    /// It had occasion to say so and has not: then it multiplies by nothing.
+    silent: bool,
     models: BTreeMap<Key, Entry>,
     /// Loads that were under way when the agent subscribed again: it does not list them, and may
     /// report their end all the same. They are counted only then.
@@ -138,6 +141,11 @@ pub struct Ledger {
     said: Option<u64>,
 }
 
+/// Models in the account; far above what one agent holds. A scheduler that asks for more has its
+/// requests carried as before: the agent judges them, and free memory is without them.
+const MOST: usize = 10_000;
+/// Longest name in the account, in bytes; Kubernetes allows 253.
+const LONGEST_NAME: usize = 1024;
 /// Loads from before a Subscribe that are remembered; an agent works at far fewer at a time.
 const MOST_ASKED: usize = 1000;
 
@@ -156,6 +164,7 @@ impl Ledger {
         if let Some(said) = loaded.iter().rev().find_map(|m| m.workers) {
             self.agent_workers = Some(said);
         }
+        self.silent |= !loaded.is_empty();
         let loading = before.iter().filter(|(_, e)| e.stage == Stage::Loading);
         for (key, entry) in loading {
             if self.asked.len() < MOST_ASKED {
@@ -175,7 +184,9 @@ impl Ledger {
                 stage: Stage::Loaded,
                 known: true,
             };
-            self.models.insert(model.key.clone(), entry);
+            if self.has_room(&model.key) {
+                self.models.insert(model.key.clone(), entry);
+            }
             self.asked.remove(&model.key);
             restored.push(Restored {
                 memory: original.filter(|o| model.original.is_some() || *o != model.memory),
@@ -183,6 +194,19 @@ impl Ledger {
             });
         }
         (self.corrected(), restored)
+    }
+
+    /// What the agent lists, as the inference server knows it: the agent loads version 3 of `iris` as
+    /// `iris_3`.
+    pub fn held(&self, listed: &[Listed]) -> Vec<Held> {
+        let known = listed.iter().filter_map(|m| {
+            let entry = self.models.get(&m.key)?;
+            Some(Held {
+                name: format!("{}_{}", m.key.name, m.key.version),
+                bytes: self.need(entry.memory),
+            })
+        });
+        known.collect()
     }
 
     /// A load request on its way to the agent.
@@ -221,6 +245,7 @@ impl Ledger {
         if workers.is_some() {
             self.agent_workers = workers;
         }
+        self.silent |= kind == EventKind::Loaded;
         match kind {
             EventKind::Loaded => match self.models.get_mut(key) {
                 Some(entry) => entry.stage = Stage::Loaded,
@@ -234,7 +259,9 @@ impl Ledger {
                     };
                     let mut entry = self.asked.remove(key).unwrap_or(unknown);
                     entry.stage = Stage::Loaded;
-                    self.models.insert(key.clone(), entry);
+                    if self.has_room(key) {
+                        self.models.insert(key.clone(), entry);
+                    }
                 }
             },
             EventKind::LoadFailed
@@ -315,7 +342,22 @@ impl Ledger {
             known: true,
         };
         // What is loaded already stays loaded: the agent will only confirm it.
-        self.models.entry(key.clone()).or_insert(entry);
+        if self.has_room(key) {
+            self.models.entry(key.clone()).or_insert(entry);
+        }
+    }
+
+    /// Whether a model is in the account, or may be.
+    fn has_room(&self, key: &Key) -> bool {
+        let room = self.models.len() < MOST && key.name.len() <= LONGEST_NAME;
+        if !room && !self.models.contains_key(key) {
+            tracing::warn!(
+                models = self.models.len(),
+                length = key.name.len(),
+                "the account of models is full, or the name too long: the model is carried and not counted"
+            );
+        }
+        room || self.models.contains_key(key)
     }
 
     /// `need` in the agent's measure, for each of the workers it will multiply by. Proportional, so
@@ -341,7 +383,11 @@ impl Ledger {
     /// What the agent multiplies by. Before it has said so, the server's own number is the one
     /// with which it surely accepts.
     fn multiplier(&self) -> u32 {
-        self.agent_workers.or(self.workers).unwrap_or(1)
+        self.agent_multiplies().or(self.workers).unwrap_or(1)
+    }
+
+    fn agent_multiplies(&self) -> Option<u32> {
+        self.agent_workers.or(self.silent.then_some(1))
     }
 
     /// Copies of a model: the server's workers where they are known, else what the agent says.
@@ -361,7 +407,7 @@ impl Ledger {
 
     fn booked(&self, entry: &Entry) -> u64 {
         // Before the agent has said what it multiplies by, it has booked nothing yet.
-        let by = self.agent_workers.unwrap_or(self.copies());
+        let by = self.agent_multiplies().unwrap_or(self.copies());
         entry.sent.saturating_mul(by.into())
     }
 

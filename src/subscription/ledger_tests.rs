@@ -293,3 +293,55 @@ proptest! {
         }
     }
 }
+
+/// A scheduler that asks for ever other models, or by endless names.
+#[test]
+fn what_a_broken_scheduler_makes_the_account_hold_is_bounded_and_loads_go_on() {
+    let mut ledger = Ledger::default();
+    ledger.subscribe(totals(8 * GI, 8 * GI, 0), None, &[]);
+    let before = ledger.load(&key("known"), Some(GI));
+    for n in 0..MOST + 500 {
+        let load = ledger.load(&key(&format!("model-{n}")), None);
+        assert_eq!(load, Load::Pass);
+    }
+    let endless = Key {
+        name: "x".repeat(LONGEST_NAME + 1),
+        version: 1,
+    };
+    assert_eq!(ledger.load(&endless, Some(GI)), before);
+    let held = |ledger: &Ledger| {
+        let balance = ledger.balance();
+        balance.loading + balance.loaded
+    };
+    assert_eq!(held(&ledger), MOST);
+    // What was known before counts as before.
+    ledger.event(EventKind::Loaded, &key("known"), None);
+    assert_eq!(ledger.available(), Some(7 * GI));
+    for n in 0..MOST + 500 {
+        ledger.event(EventKind::Loaded, &key(&format!("other-{n}")), None);
+    }
+    assert_eq!(held(&ledger), MOST);
+    // There is room again when something ends.
+    ledger.event(EventKind::Unloaded, &key("model-1"), None);
+    ledger.load(&key("late"), Some(GI));
+    assert_eq!(held(&ledger), MOST);
+    ledger.event(EventKind::Loaded, &key("late"), None);
+    assert_eq!(ledger.available(), Some(6 * GI));
+}
+
+#[test]
+fn an_agent_that_never_says_its_workers_is_corrected_before_a_server_with_four() {
+    let mut ledger = Ledger::default();
+    ledger.subscribe(totals(8 * GI, 8 * GI, 0), Some(4), &[]);
+    assert_eq!(ledger.load(&key("m"), Some(GI)), Load::Pass);
+    ledger.said(7 * GI);
+    // The agent counts it once; the server holds it four times.
+    let corrected = ledger.event(EventKind::Loaded, &key("m"), None);
+    assert_eq!(corrected.available, Some(4 * GI));
+    // And what fits by its own account is not accepted where it does not: 5 Gi and four times 1 Gi.
+    assert_eq!(ledger.load(&key("next"), Some(GI)), Load::Send(4 * GI));
+    assert!(matches!(
+        ledger.load(&key("large"), Some(3 * GI)),
+        Load::Refuse(_)
+    ));
+}

@@ -602,8 +602,6 @@ impl World {
                 match what {
                     0 | 1 => observed.bytes = n * 1024 * MIB,
                     2 => observed.installed = vec!["sklearn".into(), format!("runtime-{}", n % 3)],
-                    // An agent that never says what it multiplies by is older than workers.
-                    _ if self.agent.workers.is_none() => {}
                     _ => observed.workers = [None, Some(1), Some(4)][*n as usize % 3],
                 }
                 drop(observed);

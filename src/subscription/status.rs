@@ -1,5 +1,6 @@
 //! What the interposer publishes about itself: one value, latest wins.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::correct::CapabilityReport;
@@ -50,6 +51,15 @@ pub struct Wanted {
     pub workers: Option<u32>,
 }
 
+/// A model that the agent lists as loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// What it is called in the inference server.
+    pub name: String,
+    /// Bytes that it needs there, all workers together.
+    pub bytes: u64,
+}
+
 /// A model that cannot fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
@@ -72,6 +82,8 @@ pub struct Status {
     pub server: String,
     /// The replica's index.
     pub replica: u32,
+    /// What the agent listed as loaded when it last subscribed; `None` before that.
+    pub loaded: Option<Arc<[Held]>>,
     /// What the agent asked for.
     pub requested: Option<Requested>,
     /// What the scheduler was told.

@@ -4,18 +4,58 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context as Task, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body::{UNAVAILABLE, lost, status};
 use super::editor::{Editor, Verdict};
 use super::frames::{self, Deframer, Piece, Why};
 use super::live::{Ending, Live};
 use super::metrics::{Fate, Kind, Turn};
+
+/// Events that the shim owes the scheduler at one time. A scheduler that asks for more of what cannot
+/// fit while it takes no event is not read from until it does: what waits is its own.
+const MOST_OWED: usize = 100;
+
+/// An event of the shim's own, until it is delivered or lost.
+#[derive(Debug)]
+pub struct Owed {
+    /// The framed message.
+    pub event: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Where events of the shim's own go. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Debts {
+    room: Arc<Semaphore>,
+    events: UnboundedSender<Owed>,
+}
+
+impl Debts {
+    /// Through this channel, which never holds more than there is room for.
+    pub fn new(events: UnboundedSender<Owed>) -> Self {
+        let room = Arc::new(Semaphore::new(MOST_OWED));
+        Debts { room, events }
+    }
+
+    /// Completes when the event is on its way.
+    fn owe(&self, event: Bytes) -> impl Future<Output = ()> + Send + 'static {
+        let Debts { room, events } = self.clone();
+        async move {
+            let room = room.acquire_owned().await;
+            let _room = room.expect("nobody closes it");
+            // Its reader lives as long as the interposer.
+            let _ = events.send(Owed { event, _room });
+        }
+    }
+}
 
 /// The body of an answered subscription. Dropping it ends the stream to the scheduler.
 pub struct Operations {
@@ -25,7 +65,9 @@ pub struct Operations {
     deframer: Deframer,
     editor: Editor,
     /// Events that the shim itself owes the scheduler.
-    events: UnboundedSender<Bytes>,
+    debts: Debts,
+    /// One that has no room yet; nothing is judged meanwhile.
+    waits: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     ended: Pin<Box<dyn Future<Output = Ending> + Send>>,
     live: Live,
 }
@@ -38,18 +80,14 @@ impl fmt::Debug for Operations {
 
 impl Operations {
     /// Carries what `scheduler` sends until it ends, or `live` is told to.
-    pub fn new(
-        scheduler: Incoming,
-        editor: Editor,
-        events: UnboundedSender<Bytes>,
-        live: Live,
-    ) -> Self {
+    pub fn new(scheduler: Incoming, editor: Editor, debts: Debts, live: Live) -> Self {
         Operations {
             scheduler: Some(scheduler),
             trailers: None,
             deframer: Deframer::default(),
             editor,
-            events,
+            debts,
+            waits: None,
             ended: Box::pin(live.ended()),
             live,
         }
@@ -63,17 +101,20 @@ impl Operations {
         Poll::Ready(rest.or_else(|| self.trailers.take()).map(Ok))
     }
 
-    /// Everything that is complete, judged.
-    fn judged(&mut self) -> Bytes {
+    /// Everything that is complete, judged, for as long as there is room for what is owed for it.
+    fn judged(&mut self, cx: &mut Task<'_>) -> Bytes {
         let mut out = BytesMut::new();
-        while let Some(piece) = self.deframer.piece() {
+        while self.is_free(cx) {
+            let Some(piece) = self.deframer.piece() else {
+                break;
+            };
             match piece {
                 Piece::Plain(frame) => match self.editor.operation(&frames::message(&frame)) {
                     Verdict::Forward => out.put(frame),
                     Verdict::Replace(message) => out.put(frames::framed(&message)),
                     Verdict::Refuse(event) => {
-                        // Its reader lives as long as the interposer.
-                        let _ = self.events.send(frames::framed(&event));
+                        let owed = self.debts.owe(frames::framed(&event));
+                        self.waits = Some(Box::pin(owed));
                     }
                 },
                 Piece::Opaque(bytes, why) => {
@@ -88,6 +129,15 @@ impl Operations {
             }
         }
         out.freeze()
+    }
+
+    /// Whether nothing waits for room.
+    fn is_free(&mut self, cx: &mut Task<'_>) -> bool {
+        let waits = self.waits.as_mut();
+        if waits.is_none_or(|waits| waits.as_mut().poll(cx).is_ready()) {
+            self.waits = None;
+        }
+        self.waits.is_none()
     }
 }
 
@@ -109,6 +159,16 @@ impl Body for Operations {
                 let trailers = status(UNAVAILABLE, &format!("agent-shim: {ending}"));
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
             }
+            if this.waits.is_some() {
+                let out = this.judged(cx);
+                if !out.is_empty() {
+                    return Poll::Ready(Some(Ok(Frame::data(out))));
+                }
+                if this.waits.is_some() {
+                    return Poll::Pending;
+                }
+                continue;
+            }
             let frame = match Pin::new(scheduler).poll_frame(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(frame) => frame,
@@ -117,7 +177,7 @@ impl Body for Operations {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         this.deframer.push(data);
-                        let out = this.judged();
+                        let out = this.judged(cx);
                         if !out.is_empty() {
                             return Poll::Ready(Some(Ok(Frame::data(out))));
                         }
@@ -134,5 +194,33 @@ impl Body for Operations {
                 None => return this.finished(Turn::EndedByScheduler),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc;
+
+    #[tokio::test]
+    async fn no_more_is_owed_at_one_time_than_there_is_room_for() {
+        let (events, mut owed) = mpsc::unbounded_channel();
+        let debts = Debts::new(events);
+        for n in 0..MOST_OWED {
+            debts.owe(Bytes::from(n.to_string())).await;
+        }
+        let mut late = Box::pin(debts.owe(Bytes::from_static(b"late")));
+        let mut cx = Task::from_waker(std::task::Waker::noop());
+        assert!(late.as_mut().poll(&mut cx).is_pending());
+        let first = owed.recv().await.unwrap();
+        let waits = late.as_mut().poll(&mut cx).is_pending();
+        assert!(waits, "it is not delivered yet");
+        drop(first);
+        late.await;
+        let mut last = Bytes::new();
+        while let Ok(owed) = owed.try_recv() {
+            last = owed.event;
+        }
+        assert_eq!(last, &b"late"[..]);
     }
 }

@@ -26,7 +26,7 @@ impl Interposer {
                 Opened::Stream(response) => {
                     let (head, body) = response.into_parts();
                     let operations =
-                        Operations::new(body, self.editor.clone(), self.owed.clone(), live);
+                        Operations::new(body, self.editor.clone(), self.debts.clone(), live);
                     Response::from_parts(head, Outgoing::Operations(Box::new(operations)))
                 }
                 Opened::Answer(response) => response,

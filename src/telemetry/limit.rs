@@ -2,7 +2,7 @@
 //! over and over.
 //!
 //! Each place in the code may say so many lines a minute. What is left out is counted, and told
-//! in one line when the minute is over. Debug and trace lines are left alone: somebody has
+//! in one line when the minute is over, or at the end of the program. Debug and trace lines are left alone: somebody has
 //! asked for them.
 
 use std::collections::HashMap;
@@ -75,19 +75,65 @@ pub async fn tell() {
     loop {
         FIRST.notified().await;
         tokio::time::sleep(WINDOW).await;
-        let lines = LEFT_OUT.swap(0, Ordering::Relaxed);
-        if lines > 0 {
-            tracing::warn!(
-                lines,
-                "log lines were left out: each kind of line is written {LINES} times a minute at most"
-            );
-        }
+        tell_now();
+    }
+}
+
+/// Tells of lines that were left out and have not been told of.
+pub(super) fn tell_now() {
+    let lines = LEFT_OUT.swap(0, Ordering::Relaxed);
+    if lines > 0 {
+        tracing::warn!(
+            lines,
+            "log lines were left out: each kind of line is written {LINES} times a minute at most"
+        );
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Keeps what is said.
+    #[derive(Clone, Default)]
+    struct Heard(std::sync::Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Heard {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_was_left_out_in_the_last_minute_is_told_at_the_end() {
+        use tracing_subscriber::prelude::*;
+        let heard = Heard::default();
+        let writer = heard.clone();
+        let lines = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(move || writer.clone());
+        let subscriber = tracing_subscriber::registry()
+            .with(Limit::default())
+            .with(lines);
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..LINES + 7 {
+                tracing::info!("over and over");
+            }
+            drop(crate::telemetry::LastWords);
+        });
+        let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.matches("over and over").count(), LINES as usize);
+        let last = text.lines().last().unwrap();
+        assert!(
+            last.contains("left out") && last.contains("lines=7"),
+            "{last}"
+        );
+    }
 
     #[test]
     fn a_window_admits_so_many_lines_and_the_next_one_as_many() {

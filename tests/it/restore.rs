@@ -4,13 +4,16 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agent_shim::demo::agent::{AgentConfig, FakeAgent};
+use agent_shim::demo::scheduler::FakeScheduler;
 use agent_shim::demo::standin::StandIn;
 use agent_shim::endpoint::Protocol;
 use agent_shim::proto::RepositoryIndexResponse;
+use agent_shim::proto::scheduler::{MetaData, Model, ModelSpec};
 use prost::Message;
 
 use crate::support::http::{Client, request};
-use crate::support::{Shim, eventually, grpc, pair, within};
+use crate::support::{Shim, eventually, grpc, pair, refused, within};
 
 const LOAD: &str = "/inference.GRPCInferenceService/RepositoryModelLoad";
 const READY: &str = r#"agent_shim_server_models{state="READY"}"#;
@@ -222,6 +225,92 @@ async fn nothing_is_restored_where_it_is_switched_off_or_only_observed() {
         shim.ready().await;
         assert!(loads(&server).is_empty());
         assert!(condition(&shim).await.0);
+    }
+}
+
+/// Server and shim die together and come back; the agent, which has two models, lives on. `left` is what
+/// the server has then.
+async fn after_both_died(
+    left: &[(&'static str, &'static str, &'static str)],
+    more: &[(&str, &str)],
+) -> (StandIn, Shim, FakeScheduler, FakeAgent) {
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let (address, _port) = refused().await;
+    let (at, port) = (scheduler.agent.to_string(), address.port().to_string());
+    let mut settings = vec![
+        ("SHIM_SCHEDULER", at.as_str()),
+        ("SHIM_AGENT_PORT", port.as_str()),
+        ("SHIM_CAPABILITIES_LIST", "mlserver,sklearn"),
+        ("SHIM_DRAIN_TIME", "0s"),
+    ];
+    settings.extend(more);
+    let server = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
+    let before = || Shim::before("127.0.0.1", server.http(), server.grpc(), &settings);
+    let mut shim = before();
+    shim.ready().await;
+    let agent = FakeAgent::start(AgentConfig::new(address, 8 << 30));
+    for name in ["iris", "tree"] {
+        scheduler.load(Model {
+            meta: Some(MetaData { name: name.into() }),
+            model_spec: Some(ModelSpec {
+                memory_bytes: Some(1 << 30),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+    }
+    eventually("the agent to have both", async || {
+        agent.read(|seen| seen.loaded.len() == 2).then_some(())
+    })
+    .await;
+    shim.stop();
+    shim.ended().await.unwrap();
+    server.stop().await;
+    server.set_models(left.iter().copied());
+    server.restart().await.unwrap();
+    let shim = before();
+    shim.ready().await;
+    eventually("the agent to subscribe again", async || {
+        let status = shim.status().await;
+        (status["subscription"]["phase"] == "open").then_some(())
+    })
+    .await;
+    (server, shim, scheduler, agent)
+}
+
+const LOST: [(&str, &str, &str); 3] = [
+    ("iris_1", "", "UNAVAILABLE"),
+    ("tree_1", "", "UNAVAILABLE"),
+    ("on-disk", "", "UNAVAILABLE"),
+];
+
+#[tokio::test]
+async fn what_the_agent_lists_comes_back_where_server_and_shim_have_died_together() {
+    let (server, shim, _scheduler, _agent) = after_both_died(&LOST, &[]).await;
+    shim.metric_reaches(&outcomes("restored"), 2.0).await;
+    let mut loaded = loads(&server);
+    loaded.sort();
+    assert_eq!(loaded, ["iris_1", "tree_1"]);
+    assert_eq!(state(&server, "on-disk"), "UNAVAILABLE");
+    assert!(condition(&shim).await.0);
+}
+
+#[tokio::test]
+async fn what_the_agent_lists_is_left_alone_where_the_server_has_a_model_or_it_is_switched_off() {
+    let mut some = LOST;
+    some[1].2 = "READY";
+    for (left, switch) in [(some, "true"), (LOST, "false")] {
+        let more = [("SHIM_RESTORE_MODELS", switch)];
+        let (server, shim, ..) = after_both_died(&left, &more).await;
+        // The index has been read: whoever wanted to load had all for it.
+        eventually("the index", async || {
+            let status = shim.status().await;
+            (status["models"].as_array().unwrap().len() == 3).then_some(())
+        })
+        .await;
+        tokio::task::yield_now().await;
+        assert!(condition(&shim).await.0);
+        assert!(loads(&server).is_empty(), "{switch}");
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::Protocol;
+use crate::health::State;
 use crate::places::Places;
 use crate::registration::Check;
 use crate::relay;
@@ -80,6 +81,10 @@ pub struct Around {
     pub process_reason: Option<String>,
     /// How often the server was lost or started anew within the last ten minutes.
     pub restarts: usize,
+    /// For how long both protocols of the server have been up without a break, in seconds; null where
+    /// one of them is not.
+    #[serde(default)]
+    pub usable_s: Option<f64>,
     /// How many callers' connections a relay may have at once.
     #[serde(default)]
     pub places: usize,
@@ -87,6 +92,9 @@ pub struct Around {
     /// allow, in seconds; null where none waits.
     #[serde(default)]
     pub places_short_s: Option<f64>,
+    /// The same where there are as many as a relay ever has, and a call runs on each.
+    #[serde(default)]
+    pub places_full_s: Option<f64>,
 }
 
 pub(super) fn subscription(shared: &Shared) -> Option<SubscriptionStatus> {
@@ -155,14 +163,32 @@ pub(super) fn around(shared: &Shared, view: &View) -> Around {
         process: (observed.looks > 0).then_some(observed.server.is_some()),
         process_reason: observed.no_server.clone(),
         restarts: shared.history.restarts(shared.clock.now()),
+        usable_s: usable(view).map(|since| {
+            let now = shared.clock.now();
+            now.saturating_sub(since).as_secs_f64()
+        }),
         places: shared.places[0].limit(),
-        places_short_s: places_short(shared).map(|d| d.as_secs_f64()),
+        places_short_s: waited(shared, true).map(|d| d.as_secs_f64()),
+        places_full_s: waited(shared, false).map(|d| d.as_secs_f64()),
     }
 }
 
-fn places_short(shared: &Shared) -> Option<Duration> {
-    let limited = shared.places.iter().filter(|p| relay::is_limited(p));
-    limited.filter_map(Places::short).max()
+/// Since when both protocols have been up.
+fn usable(view: &View) -> Option<Duration> {
+    let since = Protocol::ALL.map(|protocol| {
+        let selected = view.selected(protocol)?;
+        (selected.health.state == State::Up).then_some(selected.health.since)
+    });
+    let [first, second] = since;
+    Some(first?.max(second?))
+}
+
+/// For how long callers have waited for a place of relays that have fewer of them than they would
+/// use, or of those that have all.
+fn waited(shared: &Shared, limited: bool) -> Option<Duration> {
+    let such = shared.places.iter();
+    let such = such.filter(|p| relay::is_limited(p) == limited);
+    such.filter_map(Places::short).max()
 }
 
 /// A mark of this boot and this network namespace: two processes with the same one share their

@@ -97,6 +97,15 @@ impl Evidence {
         }
     }
 
+    /// The shim's own sentence, where the scheduler took its question about this replica and has not
+    /// answered it; nothing where somebody else has just had an answer.
+    pub fn unanswered(&self) -> Option<&str> {
+        let s = self.subscription().filter(|s| s.belief == "failed")?;
+        let why = s.belief_error.as_deref()?;
+        // The words are those of `registration::ask`.
+        (self.scheduler.is_none() && why.contains("did not answer within")).then_some(why)
+    }
+
     /// The models that are asked about: the named one, else all of which the scheduler knows.
     pub fn models(&self) -> impl Iterator<Item = &ModelFact> {
         let all = self.scheduler.iter().flat_map(|s| &s.models);
@@ -171,7 +180,9 @@ impl PortOutcome {
             return (PortOutcome::Unresolved, named("cannot look up "));
         }
         if has("TLS with ") {
-            let outcome = if has("has expired") || has("NotValidYet") {
+            let outcome = if has("no answer within") {
+                PortOutcome::Silent
+            } else if has("has expired") || has("NotValidYet") {
                 PortOutcome::TlsExpired
             } else if has("not signed by") {
                 PortOutcome::TlsUntrusted
@@ -187,7 +198,9 @@ impl PortOutcome {
             return (outcome, named("TLS with "));
         }
         if has("cannot speak HTTP/2 to ") {
-            let outcome = if has("alert") {
+            let outcome = if has("no answer within") {
+                PortOutcome::Silent
+            } else if has("alert") {
                 // With TLS 1.3 the peer judges our certificate after our side is done.
                 PortOutcome::TlsRefused
             } else if has("expects TLS") {
@@ -254,6 +267,16 @@ mod tests {
                 "TLS with s:9005: the scheduler does not speak TLS on this port (x)",
                 PortOutcome::NotTls,
                 "s:9005",
+            ),
+            (
+                "cannot speak HTTP/2 to s:9005: no answer within 5s",
+                PortOutcome::Silent,
+                "s:9005",
+            ),
+            (
+                "TLS with s:9055: no answer within 5s; is this a plain-text port?",
+                PortOutcome::Silent,
+                "s:9055",
             ),
             (
                 "cannot speak HTTP/2 to s:9055: http2 error: frame with invalid size",

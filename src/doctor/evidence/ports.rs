@@ -26,6 +26,8 @@ pub enum PortOutcome {
     Refused,
     /// Neither accepted nor refused in time: packets are dropped.
     TimedOut,
+    /// Accepted, and then nothing: not even a greeting.
+    Silent,
     /// Closed before an answer.
     Reset,
     /// The port speaks plain text where TLS was tried.

@@ -81,15 +81,21 @@ impl Evidence {
             let before = seen
                 .iter()
                 .find(|c| (&c.host, c.port, c.protocol) == (&p.host, p.port, protocol));
+            // A name that is gone takes nothing away while the shim reaches the server at the
+            // address that it had.
+            let remembered =
+                p.reason.as_deref() == Some("dns") && before.is_some_and(|b| b.answers);
             Some(Candidate {
                 host: p.host.clone(),
                 port: p.port,
                 protocol,
-                answers: p.healthy,
+                answers: p.healthy || remembered,
                 open: false,
                 // A single look with a short limit does not outweigh what the shim sees all the
                 // time: a server that answered until now may only be busy.
-                stalled: !p.healthy && before.is_some_and(|b| b.stalled || b.answers),
+                stalled: !p.healthy
+                    && !remembered
+                    && before.is_some_and(|b| b.stalled || b.answers),
                 reason: p.reason.clone(),
                 detail: p.detail.clone(),
                 answered_before: before.is_some_and(|b| b.answered_before || b.answers),

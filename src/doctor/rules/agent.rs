@@ -6,6 +6,11 @@ use crate::doctor::rule::{Found, Kind, Link, Need, Rule, Verdict};
 
 /// How long an agent may take to subscribe once everything is there for it.
 const PATIENCE_S: f64 = 60.0;
+/// How long an agent may take whose server has come only now, or whose pod has.
+const FIRST_S: f64 = 90.0;
+/// How long an agent that was subscribed may take to come back: it does so at once where only its
+/// stream has ended.
+const BACK_S: f64 = 5.0;
 /// How long SIGTERM may take after a drain that was called for has ended.
 const TERMINATION_S: f64 = 10.0;
 /// What brings an agent back that is alive and does nothing.
@@ -50,6 +55,18 @@ pub const RULES: &[Rule] = &[
         check: descriptors_short,
     },
     Rule {
+        id: "AS023",
+        name: "callers-wait",
+        link: Link::Shim,
+        kind: Kind::Cause,
+        title: "as many calls run as the shim carries at once",
+        symptoms: &["every place is taken and none is idle: new connections wait until others end"],
+        needs: &[Need::Status],
+        rules_out: &[],
+        fix: "more replicas of the server, or look whose calls do not end: agent_shim_relay_running_calls, and the server's own log",
+        check: callers_wait,
+    },
+    Rule {
         id: "AS030",
         name: "agent-past-the-shim",
         link: Link::Agent,
@@ -57,7 +74,7 @@ pub const RULES: &[Rule] = &[
         title: "the agent does not go through the shim",
         symptoms: &["the agent has not subscribed, or its subscription has ended"],
         needs: &[Need::Subscription],
-        rules_out: &["agent-not-subscribed", "not-registered"],
+        rules_out: &["agent-not-subscribed", "agent-gone", "not-registered"],
         fix: "give the agent SELDON_SERVER_HTTP_PORT=9600, SELDON_SERVER_GRPC_PORT=9650, SELDON_SCHEDULER_HOST=127.0.0.1 and SELDON_SCHEDULER_PORT=9605",
         check: past_the_shim,
     },
@@ -72,7 +89,7 @@ pub const RULES: &[Rule] = &[
             "Stopping control loop",
         ],
         needs: &[Need::Agent],
-        rules_out: &["agent-not-subscribed"],
+        rules_out: &["agent-not-subscribed", "agent-gone"],
         fix: "restart the agent's container: kubectl exec POD -c agent -- kill 1",
         check: stuck,
     },
@@ -90,6 +107,22 @@ pub const RULES: &[Rule] = &[
         rules_out: &[],
         fix: "kubectl logs POD -c agent",
         check: not_subscribed,
+    },
+    Rule {
+        id: "AS034",
+        name: "agent-gone",
+        link: Link::Agent,
+        kind: Kind::Cause,
+        title: "the agent was subscribed and is gone",
+        symptoms: &[
+            "the subscription has ended",
+            "received EOF",
+            "Failed to subscribe",
+        ],
+        needs: &[Need::Subscription],
+        rules_out: &["agent-not-subscribed", "not-registered"],
+        fix: "kubectl logs POD -c agent --previous: its process has ended, or hangs",
+        check: gone,
     },
     Rule {
         id: "AS033",
@@ -135,6 +168,24 @@ fn descriptors_short(e: &Evidence) -> Verdict {
     Found::broken(
         text,
         "raise the hard limit on open files of the container runtime, or look who opens so many connections",
+    )
+    .into()
+}
+
+fn callers_wait(e: &Evidence) -> Verdict {
+    let Some(around) = e.status.as_ref().map(|s| &s.around) else {
+        return Verdict::CLEAR;
+    };
+    let Some(for_s) = around.places_full_s else {
+        return Verdict::CLEAR;
+    };
+    let text = format!(
+        "new connections to a relay have waited for {for_s:.0}s: it carries {} at once, and a call runs on each; those that are open go on, and the others come in as calls end",
+        around.places
+    );
+    Found::broken(
+        text,
+        "kubectl scale server NAME --replicas N   # or look why the calls do not end: the server is slow, or callers never read",
     )
     .into()
 }
@@ -261,12 +312,14 @@ fn not_subscribed(e: &Evidence) -> Verdict {
     };
     match s.phase.as_str() {
         "none" if !e.server_up() => Verdict::CLEAR,
-        "none" if s.for_s < PATIENCE_S => Verdict::Unknown(format!(
-            "the agent has not subscribed for {:.0}s; it is given {PATIENCE_S:.0}s",
-            s.for_s
+        // One that has been here is another rule's.
+        "none" if !s.server.is_empty() || drains(e) => Verdict::CLEAR,
+        "none" if waited(e, s) < FIRST_S => Verdict::Unknown(format!(
+            "no agent has subscribed yet; it is given {FIRST_S:.0}s from when the server answers, and {:.0}s of them are over",
+            waited(e, s)
         )),
         "none" => Found::broken(
-            format!("the agent has not subscribed for {:.0}s although the server answers: it is not running, waits for its other services, or goes past the shim", s.for_s),
+            format!("no agent has ever subscribed, {:.0}s after the shim and the server were there for it: it is not running, waits for its other services, or goes past the shim", waited(e, s)),
             "kubectl logs POD -c agent; its SELDON_SCHEDULER_HOST and SELDON_SCHEDULER_PORT must be those of the shim (127.0.0.1, 9605)",
         )
         .into(),
@@ -280,6 +333,48 @@ fn not_subscribed(e: &Evidence) -> Verdict {
         }
         _ => Verdict::Clear("the agent goes through the shim".into()),
     }
+}
+
+/// For how long an agent could have subscribed.
+fn waited(e: &Evidence, s: &SubscriptionStatus) -> f64 {
+    let served = e.status.as_ref().and_then(|d| d.around.usable_s);
+    s.for_s.min(served.unwrap_or(0.0))
+}
+
+fn gone(e: &Evidence) -> Verdict {
+    let (Some(s), Some(status)) = (e.subscription(), &e.status) else {
+        return Verdict::CLEAR;
+    };
+    // Without a server the agent ends by itself, and that is another link's fault.
+    if s.phase != "none" || s.server.is_empty() || !e.server_up() {
+        return Verdict::CLEAR;
+    }
+    // In a pod that ends it goes before the shim does: when it has handed its models over, or when a
+    // drain without it is over, and then SIGTERM comes here soon as well.
+    let drain = &status.drain;
+    let over = drain.state != "draining" && drain.for_s < TERMINATION_S;
+    let ends = drains(e) && (drain.agent_drains || over);
+    if status.around.stopping || s.draining_s.is_some() || ends {
+        return Verdict::CLEAR;
+    }
+    if s.for_s < BACK_S {
+        return Verdict::Unknown(format!(
+            "the agent's subscription ended {:.0}s ago; it is given {BACK_S:.0}s to come back",
+            s.for_s
+        ));
+    }
+    let known = (!matches!(status.agent.state.as_str(), "" | "unknown" | "ready"))
+        .then(|| status.agent.reason.clone());
+    Found::broken(
+        format!(
+            "the agent of {} ended its subscription {:.0}s ago and has not come back, although the server answers: its process has ended, or hangs; requests are served while its proxy lives, and the scheduler has taken this replica out",
+            e.who(),
+            s.for_s
+        ),
+        "kubectl logs POD -c agent --previous; kubectl describe pod POD   # its last state: OOMKilled, Error, CrashLoopBackOff?",
+    )
+    .all_seen(known)
+    .into()
 }
 
 fn draining(e: &Evidence) -> Verdict {

@@ -76,6 +76,17 @@ pub const RULES: &[Rule] = &[
         })
     },
     Rule {
+        title: "the scheduler takes connections and does not answer",
+        symptoms: &[
+            "did not answer within 10s",
+            "no answer within 5s",
+            "error reading server preface: context deadline exceeded",
+        ],
+        fix: "look at the scheduler's log and at the processor time it gets; restart it: kubectl rollout restart statefulset seldon-scheduler",
+        rules_out: &["agent-not-subscribed", "not-registered"],
+        ..port("AS052", "scheduler-silent", Link::Network, silent)
+    },
+    Rule {
         title: "the scheduler's certificate is not trusted",
         symptoms: &[
             "x509: certificate signed by unknown authority",
@@ -181,6 +192,10 @@ fn words(p: &PortFact, outcome: PortOutcome) -> (String, String) {
             format!("connections to the scheduler at {at} are closed before an answer"),
             "kubectl logs seldon-scheduler-0 -c scheduler; look for a proxy or mesh between the two".into(),
         ),
+        PortOutcome::Silent => (
+            format!("the scheduler at {at} takes connections and says nothing on them, where a greeting comes at once: its process is stopped or starved, or a proxy accepts for it"),
+            SILENT_FIX.into(),
+        ),
         PortOutcome::WrongProtocol => (
             format!("what listens at {at} is not the scheduler's agent service"),
             "SHIM_SCHEDULER: \"HOST:9005\" (9055 with TLS); 9004 and 9044 belong in SHIM_SCHEDULER_STATUS".into(),
@@ -214,6 +229,25 @@ fn words(p: &PortFact, outcome: PortOutcome) -> (String, String) {
             "volumeMounts of agent-shim: the secret that the agent mounts, and SHIM_SCHEDULER_CA_FILE below it".into(),
         ),
         PortOutcome::Connected => (String::new(), String::new()),
+    }
+}
+
+const SILENT_FIX: &str = "kubectl logs seldon-scheduler-0 -c scheduler --tail 50; kubectl rollout restart statefulset seldon-scheduler";
+
+/// A scheduler that greets nobody; or one whose connection stands, and whose answers do not come.
+fn silent(e: &Evidence) -> Verdict {
+    let claimed = claim(e, PortOutcome::Silent);
+    if matches!(claimed, Verdict::Found(_)) {
+        return claimed;
+    }
+    match e.unanswered().filter(|_| e.is_subscribed()) {
+        Some(why) => Found::broken(
+            format!("the scheduler keeps its connections and does not answer: {why}; requests are served as before, and no model is placed, moved or removed"),
+            SILENT_FIX,
+        )
+        .seen(format!("what it was asked is what it knows of {}; a scheduler that works answers from memory", e.who()))
+        .into(),
+        None => Verdict::CLEAR,
     }
 }
 

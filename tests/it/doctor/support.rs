@@ -112,6 +112,13 @@ pub fn only(evidence: &Evidence, id: &str) -> Diagnosis {
     alone(diagnose(evidence, rules::all()), id)
 }
 
+/// No rule finds anything.
+pub fn nothing(evidence: &Evidence) {
+    let diagnosis = diagnose(evidence, rules::all());
+    let all: Vec<_> = diagnosis.findings().collect();
+    assert!(all.is_empty(), "{all:#?}");
+}
+
 /// The rule warns, and nothing is broken.
 pub fn warns(diagnosis: &Diagnosis, id: &str) {
     assert_eq!(diagnosis.first, None, "{diagnosis:#?}");

@@ -211,14 +211,7 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
     }
     all_right(&stage, &mut played, "after the fault").await;
     if with_shim {
-        let mut lasting = true_in(phase).to_vec();
-        if second.is_some_and(|second| [row.name, second.name].contains(&"shim-killed")) {
-            // What a server lost while there was no shim is not known to the next one; the agent
-            // loads it again when a call meets its absence. Until then it is found.
-            played.lost_models.clear();
-            lasting.push("AS095");
-        }
-        nothing_left(&stage, &lasting, &found_before, &mut played).await;
+        nothing_left(&stage, true_in(phase), &found_before, &mut played).await;
     }
     if phase != Phase::ColdStart && with_shim {
         let all = stage.scheduler.subscribes();

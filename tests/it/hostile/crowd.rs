@@ -92,3 +92,44 @@ async fn a_crowd_of_idle_callers_gives_way_and_running_calls_do_not() {
         .unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
 }
+
+/// A call on each place: who comes then waits, is named as a finding, and is served in the end.
+#[tokio::test]
+async fn a_relay_with_a_running_call_on_every_place_says_so() {
+    let (server, process) = pair(&[]).await;
+    let mut crowd = Vec::new();
+    for _ in 0..1_024 {
+        let mut stream = TcpStream::connect(process.http).await.unwrap();
+        stream
+            .write_all(b"GET /hang HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await
+            .unwrap();
+        crowd.push(stream);
+    }
+    let findings = async || {
+        let (_, text) = crate::support::http::get(process.admin, "/status").await;
+        let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let all = status["findings"].as_array().unwrap().clone();
+        all.iter().any(|f| f["rule"] == "AS023")
+    };
+    within("all calls at the server", async {
+        while server.calls_to("/hang").len() < 1_024 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert!(!findings().await, "nobody waits");
+    let mut late = TcpStream::connect(process.http).await.unwrap();
+    late.write_all(b"GET /headers HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    eventually("the finding", async || findings().await.then_some(())).await;
+    server.release();
+    let mut answer = [0; 12];
+    within("the answer", late.read_exact(&mut answer))
+        .await
+        .unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    drop(crowd);
+    eventually("its end", async || (!findings().await).then_some(())).await;
+}

@@ -37,7 +37,8 @@ fn outcome(verdict: &Verdict) -> PortOutcome {
         Verdict::NotConnected(_) => PortOutcome::Refused,
         // A proxy that accepts for a backend that is not there ends it as well.
         Verdict::Mute(Speaks::Closed | Speaks::Reset) => PortOutcome::Reset,
-        Verdict::Mute(_) | Verdict::Untold => PortOutcome::TimedOut,
+        Verdict::Mute(_) => PortOutcome::Silent,
+        Verdict::Untold => PortOutcome::TimedOut,
         Verdict::PlainWhereTls => PortOutcome::NotTls,
         Verdict::TlsWherePlain => PortOutcome::WantsTls,
         Verdict::NotGrpc(_) | Verdict::OtherService(_) => PortOutcome::WrongProtocol,

@@ -128,8 +128,8 @@ pub fn filtered() -> Vec<Row> {
             heal: |stage| Box::pin(no_more(stage)),
             lasts: 4 * SECOND,
             ready: Ready::Stays,
-            nameless: "it is found when the scheduler is asked the next time, which is every 30 s",
-            besides: &["AS042", "AS089"],
+            nameless: "it lasts for 4 s, and the scheduler is asked every 10 s and given 10 s",
+            besides: &["AS042", "AS052", "AS089"],
             subscribes: 2,
             words: "no call notices; what the agent said meanwhile arrives when packets do",
             ..USUAL

@@ -19,7 +19,10 @@ pub fn rows() -> Vec<Row> {
             heal: |stage| Box::pin(async { stage.start_agent() }),
             lasts: 2 * SECOND,
             ready: Ready::Stays,
-            findings: &["AS089"],
+            findings: &["AS034"],
+            besides: &["AS089"],
+            // After a drain that was none, when SIGTERM has had its time to come.
+            named: 22.0,
             subscribes: 2,
             words: "its subscription ends at the scheduler too; its next one goes through",
             ..USUAL

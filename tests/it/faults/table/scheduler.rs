@@ -38,8 +38,10 @@ pub fn rows() -> Vec<Row> {
             fault: "the scheduler's connections stay and carry nothing",
             inject: |stage| Box::pin(async { fronts(stage, |front| front.stall(true)) }),
             heal: |stage| Box::pin(async { fronts(stage, |front| front.stall(false)) }),
-            nameless: "it is found when the scheduler is asked the next time, which is every 30 s",
-            words: "no caller notices; a stream that carries nothing looks like one with nothing to say",
+            findings: &["AS052"],
+            // Asked every 10 s, and given 10 s to answer.
+            named: 22.0,
+            words: "no caller notices; a scheduler that is asked what it knows and does not say is named",
             ..SCHEDULER
         },
         Row {
