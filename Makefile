@@ -61,8 +61,10 @@ $(TOOLS)/bin/cargo-deny:
 unit: tools ## unit and integration tests
 	$(CARGO) test --locked
 
-faults: ## the whole fault matrix with all pairs, about ten minutes; docs/reliability.md
-	FAULTS_FULL=1 $(CARGO) test --locked --test it faults:: -- --nocapture --test-threads 1
+faults: ## the whole fault matrix with all pairs, about ten minutes; every call of it in target/faults
+	rm -rf target/faults
+	FAULTS_FULL=1 FAULTS_BOOK=$(CURDIR)/target/faults \
+	  $(CARGO) test --locked --test it faults:: -- --nocapture --test-threads 1
 
 mlserver: ## tests against the real MLServer
 	$(CARGO) build --locked

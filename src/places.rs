@@ -2,8 +2,8 @@
 //!
 //! Owns the count and the order; must not know what a connection carries. A caller is never turned
 //! away: where every place is taken, the connection that has been idle for longest gives its place
-//! up, and where none is idle the new caller waits in the listener's queue. How long that lasts is
-//! known, so that somebody can be told.
+//! up, one that has never called first, and where none is idle the new caller waits in the
+//! listener's queue. How long that lasts is known, so that somebody can be told.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -58,6 +58,8 @@ struct State {
     kept: AtomicUsize,
     /// When a call last began or ended, in milliseconds since the places were made.
     since: AtomicU64,
+    /// Whether it has ever called.
+    called: AtomicBool,
     give_way: Notify,
     told: AtomicBool,
     ends: AtomicBool,
@@ -139,6 +141,7 @@ impl Places {
             calls: AtomicUsize::new(0),
             kept: AtomicUsize::new(0),
             since: AtomicU64::new(self.now()),
+            called: AtomicBool::new(false),
             give_way: Notify::new(),
             told: AtomicBool::new(false),
             ends: AtomicBool::new(false),
@@ -208,7 +211,9 @@ fn may_give_way(s: &State, cuts: Cuts) -> bool {
     !is(&s.kept) && (cuts == Cuts::OldestCall || !is(&s.calls))
 }
 
-/// Who gives way: the longest idle, else, where that is allowed, the one with the oldest call.
+/// Who gives way: the longest idle, and of those who have never called before all who have: a caller
+/// between two calls would lose the next one, a silent one loses nothing. Else, where that is
+/// allowed, the one with the oldest call.
 fn oldest(taken: &HashMap<u64, Arc<State>>, cuts: Cuts, now: u64) -> Option<&Arc<State>> {
     let is_new = |s: &State| {
         let age = now.saturating_sub(s.since.load(Ordering::Relaxed));
@@ -217,7 +222,11 @@ fn oldest(taken: &HashMap<u64, Arc<State>>, cuts: Cuts, now: u64) -> Option<&Arc
     taken
         .iter()
         .filter(|(_, s)| may_give_way(s, cuts) && !is_new(s))
-        .min_by_key(|(id, s)| (is(&s.calls), s.since.load(Ordering::Relaxed), **id))
+        .min_by_key(|(id, s)| {
+            let called = s.called.load(Ordering::Relaxed);
+            let since = s.since.load(Ordering::Relaxed);
+            (is(&s.calls), called, since, **id)
+        })
         .map(|(_, state)| state)
 }
 
@@ -268,6 +277,7 @@ impl Marker {
     pub fn call(&self) -> Call {
         self.0.calls.fetch_add(1, Ordering::Relaxed);
         self.0.since.store(self.1.now(), Ordering::Relaxed);
+        self.0.called.store(true, Ordering::Relaxed);
         Call {
             marker: self.clone(),
             kept: false,
@@ -339,6 +349,26 @@ mod tests {
         assert!(stands(&first).await && !stands(&second).await);
         drop(second);
         assert!(has_room(&places).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_between_two_calls_gives_way_after_all_who_have_never_called() {
+        let places = Places::new(3, Cuts::Idle);
+        let (caller, silent, newer) = (places.take(), places.take(), places.take());
+        drop(caller.marker().call());
+        sleep(GRACE).await;
+        let _call = silent.marker().call();
+        drop(newer);
+        let newer = places.take();
+        sleep(GRACE).await;
+        // The newest is the only one that has never called.
+        assert!(!has_room(&places).await);
+        assert!(stands(&caller).await && !stands(&newer).await);
+        drop(newer);
+        let newest = places.take();
+        // Nobody who is new gives way before the caller.
+        assert!(!has_room(&places).await);
+        assert!(stands(&newest).await && !stands(&caller).await);
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use agent_shim::proto::agent::AgentSubscribeRequest;
@@ -14,7 +16,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::driver::promised;
+use super::driver::everything;
+use super::pace::promised;
 use super::server::ID;
 use super::stage::Stage;
 use crate::support::grpc::SERVICE;
@@ -27,7 +30,7 @@ const MESSAGE: u64 = 1 << 30;
 const HELD: u64 = 32 << 10;
 
 /// Subscribes, drops the call, and again, until it is stopped.
-pub async fn tight_loop(to: SocketAddr) {
+pub async fn tight_loop(to: SocketAddr, turns: Arc<AtomicUsize>) {
     let Ok(endpoint) = tonic::transport::Endpoint::from_shared(format!("http://{to}")) else {
         return;
     };
@@ -36,8 +39,10 @@ pub async fn tight_loop(to: SocketAddr) {
         let mut client = AgentServiceClient::new(channel.clone());
         let request = AgentSubscribeRequest {
             server_name: super::scheduler::SERVER.into(),
+            shared: true,
             ..Default::default()
         };
+        turns.fetch_add(1, Ordering::Relaxed);
         let _ = tokio::time::timeout(Duration::from_millis(5), client.subscribe(request)).await;
     }
 }
@@ -85,9 +90,9 @@ pub async fn crowd(stage: &Stage) {
 
 /// The size: all of it where somebody asked for the full matrix, else an eighth.
 fn size() -> u64 {
-    match super::process::variable("FAULTS_FULL") {
-        Some(_) => MESSAGE,
-        None => MESSAGE / 8,
+    match everything() {
+        true => MESSAGE,
+        false => MESSAGE / 8,
     }
 }
 
@@ -181,5 +186,48 @@ fn complete(answer: &Bytes, bytes: u64) -> Result<&'static str, String> {
     match said.contains(&bytes.to_string()) {
         true => Ok("all"),
         false => Err(said),
+    }
+}
+
+/// Callers who say nothing and stay, one after the other, far more than there are descriptors.
+pub async fn hoard(stage: &Stage) {
+    if !stage.with_shim {
+        return;
+    }
+    let targets = stage.targets();
+    let mut all = Vec::new();
+    for n in 0..200 {
+        let at = [targets.http, targets.grpc][n % 2];
+        all.push(TcpStream::connect(at).await);
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    stage.tasks.lock().await.spawn(async move {
+        let _all = all;
+        std::future::pending::<()>().await;
+    });
+}
+
+/// Takes the room for more memory from the shim's control group, and makes the shim want some, until
+/// the kernel has killed it.
+pub async fn over_the_limit(stage: &Stage) {
+    let group = stage.wants.group.as_ref().expect("the row wants one");
+    // The older interface refuses a limit that is below what is in use and cannot be given back.
+    let least = (1..64).find(|mib| group.limit(mib << 20).is_ok());
+    let to = stage.targets().http;
+    let mut callers = Vec::new();
+    let mut shim = stage.shim.lock().await;
+    let running = shim.as_mut().expect("it runs");
+    for _ in 0..4000 {
+        callers.push(tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(to)).await);
+        if running.ended().is_some() {
+            break;
+        }
+    }
+    if running.wait(promised(5.0)).await != Some(None) || group.events().0 == 0 {
+        stage.complain(format!(
+            "not killed at {least:?} MiB with {} callers: {:?}",
+            callers.len(),
+            running.ended()
+        ));
     }
 }

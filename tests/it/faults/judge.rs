@@ -1,16 +1,21 @@
 //! What was wrong with a cell, from what was recorded. No sockets.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::driver::{GRACE, Phase, Ready, Row, promised, scaled};
-use super::ledger::{Call, Fate, Kind};
+use super::ledger::{Call, Fate, Kind, Tally};
+use super::pace::{GRACE, promised, scaled};
 use super::process::Held;
+use super::row::{Phase, Ready, Row, true_in};
+use super::scheduler::Message;
+
+#[cfg(test)]
+mod tests;
 
 /// The record of one performance.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Played {
     pub calls: Vec<Call>,
     pub received: HashMap<u64, usize>,
@@ -28,6 +33,10 @@ pub struct Played {
     pub lost_models: Vec<String>,
     /// Subscribes from the fault to its end.
     pub subscribes: usize,
+    /// Everything that the schedulers of the cell were told.
+    pub messages: Vec<Message>,
+    /// What was found while the fault lasted, and not before.
+    pub found: BTreeSet<String>,
     pub complaints: Vec<String>,
     pub log: String,
 }
@@ -37,14 +46,9 @@ impl Played {
         self.complaints.push(text.into());
     }
 
-    pub fn served(&self) -> usize {
-        self.fates()
-            .filter(|(_, _, fate)| **fate == Fate::Served)
-            .count()
-    }
-
-    pub fn lost(&self) -> usize {
-        self.fates().filter(|(_, _, fate)| fate.is_loss()).count()
+    /// The calls, by what came of them.
+    pub fn tally(&self) -> Tally {
+        Tally::of(&self.calls)
     }
 
     fn fates(&self) -> impl Iterator<Item = (&Call, Instant, &Fate)> {
@@ -91,8 +95,8 @@ impl Played {
 /// Every complaint about a cell.
 pub fn all(
     row: &Row,
+    second: Option<&Row>,
     phase: Phase,
-    subscribes: usize,
     with: &Played,
     without: Option<&Played>,
 ) -> Vec<String> {
@@ -122,6 +126,8 @@ pub fn all(
             with.lost_models
         ));
     }
+    misnamed(row, second, phase, with, &mut say);
+    let subscribes = row.subscribes + second.map_or(0, |second| second.subscribes + 2);
     if with.subscribes > subscribes {
         let came = with.subscribes;
         say(format!(
@@ -144,8 +150,8 @@ pub fn all(
     let mut say = |text: String| complaints.push(text);
     for kind in Kind::ALL {
         let mut lost = with.lost_of(kind);
-        if row.expect.answers {
-            let grace = match row.expect.ready {
+        if row.answers {
+            let grace = match row.ready {
                 Ready::GoesAfterGrace => scaled(GRACE),
                 _ => Duration::ZERO,
             };
@@ -175,6 +181,34 @@ pub fn all(
         }
     }
     complaints
+}
+
+/// What may be found while the fault lasts.
+pub fn true_of(row: &Row, second: Option<&Row>, phase: Phase) -> Vec<&'static str> {
+    let rows = [Some(row), second].into_iter().flatten();
+    rows.flat_map(|r| r.findings.iter().chain(r.besides))
+        .chain(true_in(phase))
+        .copied()
+        .collect()
+}
+
+/// Nothing else is found than what the fault is, or brings with it.
+fn misnamed(
+    row: &Row,
+    second: Option<&Row>,
+    phase: Phase,
+    with: &Played,
+    say: &mut impl FnMut(String),
+) {
+    let true_of = true_of(row, second, phase);
+    let wrong: Vec<_> = with
+        .found
+        .iter()
+        .filter(|id| !true_of.contains(&id.as_str()))
+        .collect();
+    if !wrong.is_empty() {
+        say(format!("found, and not so: {wrong:?}"));
+    }
 }
 
 /// No call that begins when the shim knows of the fault waits for long, and none outlives it.

@@ -61,6 +61,43 @@ pub struct Call {
     pub end: Option<(Instant, Fate)>,
 }
 
+/// How many calls ended how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub begun: usize,
+    pub served: usize,
+    pub by_shim: usize,
+    pub by_server: usize,
+    pub broken: usize,
+    pub not_connected: usize,
+    pub not_sent: usize,
+    pub hung: usize,
+}
+
+impl Tally {
+    pub fn of(calls: &[Call]) -> Tally {
+        let mut tally = Tally::default();
+        for call in calls {
+            tally.begun += 1;
+            *match call.end.as_ref().map(|(_, fate)| fate) {
+                Some(Fate::Served) => &mut tally.served,
+                Some(Fate::ByShim(_)) => &mut tally.by_shim,
+                Some(Fate::ByServer(_)) => &mut tally.by_server,
+                Some(Fate::Broken(_)) => &mut tally.broken,
+                Some(Fate::NotConnected(_)) => &mut tally.not_connected,
+                Some(Fate::NotSent) => &mut tally.not_sent,
+                Some(Fate::Hung) | None => &mut tally.hung,
+            } += 1;
+        }
+        tally
+    }
+
+    /// Those of which a caller has to be told that they failed.
+    pub fn lost(self) -> usize {
+        self.begun - self.served - self.not_sent
+    }
+}
+
 /// Every call of a cell.
 #[derive(Debug, Default)]
 pub struct Ledger {

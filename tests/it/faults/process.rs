@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::process::{Child, Command};
 
-use super::driver::{self, GRACE};
+use super::pace::{self, GRACE};
 use super::place::*;
 
 /// A variable of the tests' own; the program's are read by `config` alone.
@@ -121,7 +121,7 @@ pub fn held(pid: u32) -> Held {
 pub fn variables(place: &Place, more: &[(&str, String)]) -> Vec<(String, String)> {
     let ip = place.ip().to_string();
     let [http, grpc] = place.ports();
-    let scaled = |millis| format!("{}ms", driver::scaled(millis).as_millis());
+    let scaled = |millis| format!("{}ms", pace::scaled(millis).as_millis());
     let mut all: Vec<(String, String)> = [
         ("SHIM_INFERENCE_HOSTS", ip.clone()),
         ("SHIM_INFERENCE_HTTP_PORT", http.to_string()),

@@ -180,10 +180,25 @@ where
     }
 }
 
-/// A Subscribe as the scheduler got it.
+/// Something that the scheduler was told.
 #[derive(Debug, Clone)]
-pub struct Subscribed {
-    pub total: u64,
+pub enum Message {
+    Subscribe { total: u64, loaded: Vec<String> },
+    Event(String),
+    Trigger(String),
+}
+
+impl Message {
+    /// For the account.
+    pub fn words(&self) -> String {
+        match self {
+            Message::Subscribe { total, loaded } => {
+                format!("Subscribe, {total} bytes, loaded [{}]", loaded.join(", "))
+            }
+            Message::Event(text) => format!("event, {text}"),
+            Message::Trigger(text) => format!("trigger, {text}"),
+        }
+    }
 }
 
 /// The scheduler with its two fronts.
@@ -192,7 +207,7 @@ pub struct Scheduler {
     pub status: Front,
     now: Mutex<Option<FakeScheduler>>,
     /// What the schedulers before this one were told.
-    past: Mutex<Vec<Subscribed>>,
+    past: Mutex<Vec<Message>>,
     wanted: Mutex<Vec<String>>,
 }
 
@@ -225,7 +240,7 @@ impl Scheduler {
         self.status.close();
         if let Some(fake) = self.now.lock().unwrap().take() {
             let mut past = self.past.lock().unwrap();
-            past.extend(fake.read(subscribed));
+            past.extend(fake.read(told));
         }
     }
 
@@ -237,11 +252,21 @@ impl Scheduler {
         }
     }
 
-    /// Every Subscribe that has come, in order.
-    pub fn subscribes(&self) -> Vec<Subscribed> {
+    /// Everything that has come: of each process its Subscribes, its events, its triggers, in order.
+    pub fn messages(&self) -> Vec<Message> {
         let mut all = self.past.lock().unwrap().clone();
-        all.extend(self.read(subscribed).unwrap_or_default());
+        all.extend(self.read(told).unwrap_or_default());
         all
+    }
+
+    /// The memory of every Subscribe that has come, in order.
+    pub fn subscribes(&self) -> Vec<u64> {
+        let all = self.messages().into_iter();
+        all.filter_map(|message| match message {
+            Message::Subscribe { total, .. } => Some(total),
+            _ => None,
+        })
+        .collect()
     }
 
     pub fn read<T>(&self, read: impl FnOnce(&Store) -> T) -> Option<T> {
@@ -264,16 +289,27 @@ impl Scheduler {
     }
 }
 
-fn subscribed(store: &Store) -> Vec<Subscribed> {
-    let requests = store.requests.iter().cloned();
-    requests
-        .map(|request| {
-            let config = request.replica_config.unwrap_or_default();
-            Subscribed {
-                total: config.memory_bytes,
-            }
-        })
-        .collect()
+fn told(store: &Store) -> Vec<Message> {
+    let subscribes = store.requests.iter().map(|request| Message::Subscribe {
+        total: request
+            .replica_config
+            .as_ref()
+            .map_or(0, |c| c.memory_bytes),
+        loaded: request
+            .loaded_models
+            .iter()
+            .map(|m| format!("{m:?}"))
+            .collect(),
+    });
+    let events = store
+        .events
+        .iter()
+        .map(|e| Message::Event(format!("{e:?}")));
+    let triggers = store
+        .triggers
+        .iter()
+        .map(|t| Message::Trigger(format!("{t:?}")));
+    subscribes.chain(events).chain(triggers).collect()
 }
 
 /// Bounded waiting for a belief.

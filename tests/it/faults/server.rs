@@ -187,6 +187,7 @@ fn done() {
 /// What the process can be told.
 async fn obey(server: &StandIn, order: &str, other: &mut Option<tokio::task::JoinSet<()>>) {
     match order.split_once(' ').unwrap_or((order, "")) {
+        ("idle-close", ms) => server.set_idle_close(Duration::from_millis(ms.parse().unwrap())),
         ("load-delay", ms) => server.set_load_delay(Duration::from_millis(ms.parse().unwrap())),
         ("breaks-off", on) => server.set_breaks_off(on == "on"),
         ("dead-worker", on) => server.set_worker_dead(on == "on"),

@@ -1,27 +1,30 @@
-//! Shows what came of the matrix.
+//! Shows what came of the matrix, with the shim and without it, a line a cell.
 
-use super::driver::{Cell, Ready, Row, factor};
+use std::fmt::Write as _;
+use std::time::Duration;
 
+use super::driver::Cell;
+use super::judge::Played;
+use super::ledger::Tally;
+use super::pace::factor;
+use super::scheduler::Message;
+
+/// One line a cell, then what is wrong with the bad ones.
 pub fn print(cells: &[Cell]) {
     eprintln!("promises times {:.1}", factor());
     for cell in cells {
-        let seconds = |d: Option<std::time::Duration>| {
-            d.map_or("-".to_string(), |d| format!("{:.1}", d.as_secs_f64()))
-        };
+        let seconds =
+            |d: Option<Duration>| d.map_or("-".into(), |d| format!("{:.1}", d.as_secs_f64()));
         eprintln!(
-            "{:26} {:10} {:4} not ready after {:>4} s, ready again after {:>4} s, served {:4}, lost {:3} (without: {:3}), {:.0} s",
+            "{:42} {:10} {:4} readiness told {:>4} s, its end {:>4} s | with the shim: {} | without: {} | {} | {:.0} s",
             cell.row,
             cell.phase.name(),
-            if cell.complaints.is_empty() {
-                "good"
-            } else {
-                "BAD"
-            },
-            seconds(cell.told[0]),
-            seconds(cell.told[1]),
-            cell.served,
-            cell.lost[0],
-            cell.lost[1],
+            verdict(cell),
+            seconds(cell.with.told_fault),
+            seconds(cell.with.told_healed),
+            calls(&cell.with),
+            cell.without.as_ref().map_or("not played".into(), calls),
+            found(&cell.with),
             cell.took.as_secs_f64(),
         );
     }
@@ -33,31 +36,41 @@ pub fn print(cells: &[Cell]) {
     }
 }
 
-/// The table for people: rows, phases and what is expected, nothing that was measured.
-pub fn markdown(rows: &[Row], worst: &[&str]) -> String {
-    let mut out = String::from(
-        "| row | fault | phases | readiness | finding | what callers and scheduler get |\n|---|---|---|---|---|---|\n",
-    );
-    for row in rows {
-        let phases: Vec<_> = row.phases.iter().map(|p| p.name()).collect();
-        let ready = match row.expect.ready {
-            Ready::Stays => "stays",
-            Ready::Goes => "goes",
-            Ready::GoesAfterGrace => "goes after the grace",
-            Ready::Recovers => "is back while it lasts",
-            Ready::Unasked => "of the new process",
-        };
-        let findings = match row.expect.findings {
-            [] => "none".to_string(),
-            all => all.join(" or "),
-        };
-        let (name, fault, words) = (row.name, row.fault, row.expect.words);
-        let phases = phases.join(", ");
-        out += &format!("| `{name}` | {fault} | {phases} | {ready} | {findings} | {words} |\n");
+pub fn verdict(cell: &Cell) -> &'static str {
+    match cell.complaints.is_empty() {
+        true => "good",
+        false => "BAD",
     }
-    let worst: Vec<_> = worst.iter().map(|name| format!("`{name}`")).collect();
-    out + &format!(
-        "\nThe ten worst, of which all pairs are played: {}.\n",
-        worst.join(", ")
-    )
+}
+
+pub fn found(played: &Played) -> String {
+    let all: Vec<_> = played.found.iter().map(String::as_str).collect();
+    match all.is_empty() {
+        true => "nothing found".into(),
+        false => all.join(" "),
+    }
+}
+
+/// A tally in words, what did not happen left out; then what the scheduler was told.
+pub fn calls(played: &Played) -> String {
+    let Tally { begun, served, .. } = played.tally();
+    let tally = played.tally();
+    let mut text = format!("{begun} calls, {served} served");
+    for (n, what) in [
+        (tally.by_shim, "refused by the shim"),
+        (tally.by_server, "failed by the server"),
+        (tally.broken, "broken off"),
+        (tally.not_connected, "not connected"),
+        (tally.not_sent, "not sent"),
+        (tally.hung, "HUNG"),
+    ] {
+        if n > 0 {
+            let _ = write!(text, ", {n} {what}");
+        }
+    }
+    let count = |of: fn(&Message) -> bool| played.messages.iter().filter(|m| of(m)).count();
+    let subscribes = count(|m| matches!(m, Message::Subscribe { .. }));
+    let events = count(|m| matches!(m, Message::Event(_)));
+    let _ = write!(text, "; {subscribes} Subscribes, {events} events");
+    text
 }

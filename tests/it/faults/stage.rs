@@ -1,7 +1,7 @@
 //! What a cell plays on: a server, a scheduler, an agent, and the shim between them or none.
 
-use std::net::SocketAddr;
-use std::sync::atomic::AtomicBool;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::place::*;
 use super::process::{self, Shim};
 use super::scheduler::{GI, Scheduler};
 use super::server::Server;
+use crate::os::means::Cgroup;
 use crate::support::http;
 
 /// The model that every cell has loaded, and as the agent names it at the server.
@@ -32,6 +33,10 @@ pub struct Wants {
     pub before: Vec<String>,
     /// The scheduler speaks mTLS.
     pub tls: bool,
+    /// The server's address, and the one by which everybody else reaches it.
+    pub far: Option<(IpAddr, IpAddr)>,
+    /// The shim's control group.
+    pub group: Option<Arc<Cgroup>>,
 }
 
 /// The parts of a cell. Acts of a row get it and break or mend what they like.
@@ -48,6 +53,8 @@ pub struct Stage {
     pub tasks: tokio::sync::Mutex<tokio::task::JoinSet<()>>,
     /// Whether the shim was told to end by the fault.
     pub terminated: AtomicBool,
+    /// How often an agent in a loop has asked.
+    pub turns: Arc<AtomicUsize>,
     /// What an act has to say about an invariant of its own.
     pub complaints: Mutex<Vec<String>>,
     pub wants: Wants,
@@ -63,7 +70,8 @@ impl Stage {
             .tls
             .then(|| super::tls::Authority::new(&place.folder, place.ip()));
         let server = Server::new(place.ip(), place.ports(), &place.folder);
-        server.start(place.ip(), &[]).await;
+        let ip = wants.far.map_or(place.ip(), |(ip, _)| ip);
+        server.start(ip, &[]).await;
         let identity: Option<Arc<ServerConfig>> = match (&tls, with_shim) {
             (Some(authority), true) => Some(authority.identity()),
             // The stand-in of the agent speaks no TLS: without the shim nothing does.
@@ -82,6 +90,7 @@ impl Stage {
             agent: Mutex::new(None),
             tasks: tokio::sync::Mutex::default(),
             terminated: AtomicBool::new(false),
+            turns: Arc::default(),
             complaints: Mutex::default(),
             wants,
             tls,
@@ -106,7 +115,7 @@ impl Stage {
     pub fn start_agent(&self) {
         let (scheduler, inference) = match self.with_shim {
             true => (AGENT, self.place.at(RELAY_GRPC)),
-            false => (SCHEDULER, self.server.grpc()),
+            false => (SCHEDULER, self.reached(self.server.grpc())),
         };
         let mut config = AgentConfig::new(self.place.at(scheduler), self.requested());
         config.inference = Some(inference);
@@ -148,10 +157,16 @@ impl Stage {
                 grpc: self.place.at(RELAY_GRPC),
             },
             false => Targets {
-                http: self.server.http(),
-                grpc: self.server.grpc(),
+                http: self.reached(self.server.http()),
+                grpc: self.reached(self.server.grpc()),
             },
         }
+    }
+
+    /// Where an address of the server is for everybody else.
+    fn reached(&self, at: SocketAddr) -> SocketAddr {
+        let far = self.wants.far.map(|(_, far)| far);
+        SocketAddr::new(far.unwrap_or(at.ip()), at.port())
     }
 
     pub fn admin(&self) -> SocketAddr {
@@ -167,15 +182,21 @@ impl Stage {
         ask(self.admin(), "GET", path, "").await
     }
 
-    /// The ids of the findings now.
-    pub async fn findings(&self) -> Vec<String> {
-        let Some((200, body)) = self.get("/status").await else {
-            return Vec::new();
+    /// Whether there is a shim that can be asked.
+    pub async fn shim_runs(&self) -> bool {
+        let mut shim = self.shim.lock().await;
+        shim.as_mut().is_some_and(|shim| shim.ended().is_none())
+    }
+
+    /// The ids of the findings now; `None` where nobody says them in time.
+    pub async fn findings(&self) -> Option<Vec<String>> {
+        let (200, body) = self.get("/status").await? else {
+            return None;
         };
         let status: serde_json::Value = serde_json::from_str(&body).unwrap();
         let findings = status["findings"].as_array().cloned().unwrap_or_default();
         let ids = findings.iter().filter_map(|f| f["rule"].as_str());
-        ids.map(ToString::to_string).collect()
+        Some(ids.map(ToString::to_string).collect())
     }
 
     /// The models that the server has not in memory and should have.

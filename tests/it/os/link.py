@@ -1,7 +1,7 @@
 """A link that delays and loses packets: a TUN device that sends every packet back with the two
 addresses exchanged, later, or not at all. Who connects to an address behind the device reaches
 his own machine. Stands for netem, which many kernels lack. Arguments: device, delay in seconds,
-chance of a loss."""
+chance of a loss; a line of standard input with the two changes them, and its end ends the link."""
 import fcntl
 import heapq
 import os
@@ -21,8 +21,13 @@ under_way = []
 number = 0
 while True:
     wait = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
-    readable, _, _ = select.select([tun], [], [], wait)
-    if readable:
+    readable, _, _ = select.select([tun, sys.stdin], [], [], wait)
+    if sys.stdin in readable:
+        line = sys.stdin.readline().split()
+        if not line:
+            break
+        delay, loss = map(float, line)
+    if tun in readable:
         packet = os.read(tun, 65536)
         if packet[0] >> 4 == 4 and chance.random() >= loss:
             # The sum of the checksums does not change when addresses change places.

@@ -117,6 +117,8 @@ pub fn alone(name: &str, needs: &[Means], body: impl Future<Output = ()>) {
     let out = String::from_utf8_lossy(&output.stdout);
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "alone, {name}:\n{out}\n{err}");
+    // What it shows is shown here, too.
+    eprint!("{err}");
     assert!(out.contains("1 passed"), "no test is called {name}:\n{out}");
 }
 
@@ -203,16 +205,20 @@ pub fn cgroup(name: &str, limit: u64) -> Result<Cgroup, String> {
         folder: folder.clone(),
         second,
     };
-    let file = if second {
-        "memory.max"
-    } else {
-        "memory.limit_in_bytes"
-    };
-    std::fs::write(folder.join(file), limit.to_string()).map_err(failed)?;
+    made.limit(limit).map_err(failed)?;
     Ok(made)
 }
 
 impl Cgroup {
+    /// Another limit, in bytes. Fails where so much is in use and cannot be given back.
+    pub fn limit(&self, bytes: u64) -> std::io::Result<()> {
+        let file = match self.second {
+            true => "memory.max",
+            false => "memory.limit_in_bytes",
+        };
+        std::fs::write(self.folder.join(file), bytes.to_string())
+    }
+
     /// A shell's words that put the shell, and what it becomes, into the group.
     pub fn enter(&self) -> String {
         format!("echo $$ > {}/cgroup.procs", self.folder.display())
@@ -273,7 +279,7 @@ impl Link {
         let (delay, loss) = (delay.as_secs_f64().to_string(), loss.to_string());
         let mut child = Command::new("python3")
             .args(["-c", include_str!("link.py"), "shimlink", &delay, &loss])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -284,6 +290,12 @@ impl Link {
         run("ip", &["addr", "add", "192.0.2.1/24", "dev", "shimlink"]);
         run("ip", &["link", "set", "shimlink", "mtu", "1400", "up"]);
         Link(child)
+    }
+
+    /// Another delay, in seconds, and another chance of a loss, for packets from now on.
+    pub fn set(&mut self, delay: &str, loss: &str) {
+        let pipe = self.0.stdin.as_mut().unwrap();
+        writeln!(pipe, "{delay} {loss}").unwrap();
     }
 }
 
