@@ -24,7 +24,7 @@ pub mod metrics;
 
 use ask::Asker;
 use facts::{ModelFact, SchedulerFacts};
-use judge::{agrees, conditions, trouble};
+use judge::{Doubt, conditions, trouble};
 use metrics::RegistrationMetrics;
 
 /// Time between two readings of everything when nothing has happened.
@@ -114,7 +114,8 @@ pub struct Reader {
     clock: Clock,
     metrics: RegistrationMetrics,
     out: watch::Sender<Registration>,
-    /// The last reading differed from what was told; it may have met an event on its way.
+    doubt: Doubt,
+    /// What the last reading says does not count; the next one is made soon.
     in_doubt: bool,
 }
 
@@ -143,6 +144,7 @@ impl Reader {
             clock,
             metrics: RegistrationMetrics::new(metrics),
             out,
+            doubt: Doubt::default(),
             in_doubt: false,
         };
         (reader, watching)
@@ -257,14 +259,10 @@ impl Reader {
         });
         // Judged against what was told when the answer came.
         let latest = self.status.borrow().clone();
-        let reported = latest.reported.as_ref().map(|r| r.memory);
-        let differs = believed
-            .zip(reported)
-            .is_some_and(|(believed, reported)| !agrees(&latest, &believed, reported).0);
-        // A difference counts when the next reading shows it too.
-        self.in_doubt = differs && !self.in_doubt;
+        let counts = self.doubt.judged(status, &latest, believed.as_ref());
+        self.in_doubt = !counts;
         let read = troubled.or(alone);
-        self.publish(&latest, Check::Read(believed), !self.in_doubt, read);
+        self.publish(&latest, Check::Read(believed), counts, read);
         true
     }
 

@@ -155,6 +155,28 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// The first moments of a server of which one protocol answers at once, and the other accepts and says
+/// nothing: in long histories everything has answered before long.
+fn early_step() -> impl Strategy<Value = Step> {
+    let silent = prop_oneof![Just(Reason::ResponseTimeout), Just(Reason::ConnectTimeout)];
+    prop_oneof![
+        4 => Just(Step::All(0, None)),
+        8 => silent.prop_map(|reason| Step::All(1, Some(reason))),
+        1 => (0..2usize, 0..CANDIDATES, found()).prop_map(|(p, c, f)| Step::Probe(p, c, f)),
+        4 => (1..4000u64).prop_map(Step::Pass),
+    ]
+}
+
+fn rules() -> impl Strategy<Value = Rules> {
+    let each = (1..4usize, 1..5usize, 0..30u64, 0..20u64);
+    each.prop_map(|(rise, fall, grace, hold)| Rules {
+        rise,
+        fall,
+        grace: Duration::from_secs(grace),
+        hold: Duration::from_secs(hold),
+    })
+}
+
 struct World {
     rules: Rules,
     prober: Prober<Never>,
@@ -345,26 +367,37 @@ fn paused() -> tokio::runtime::Runtime {
     runtime.enable_time().start_paused(true).build().unwrap()
 }
 
+/// Plays a history; everything is compared after each step.
+fn follows(rules: Rules, steps: &[Step]) -> Result<(), TestCaseError> {
+    paused().block_on(async {
+        let mut world = World::new(rules);
+        for step in steps {
+            world.does(step).await?;
+        }
+        Ok(())
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
 
     #[test]
     fn health_and_selection_follow_from_the_whole_history(
         steps in prop::collection::vec(step(), 500..2000),
-        rise in 1..4usize, fall in 1..5usize, grace in 0..30u64, hold in 0..20u64,
+        rules in rules(),
     ) {
-        let rules = Rules {
-            rise,
-            fall,
-            grace: Duration::from_secs(grace),
-            hold: Duration::from_secs(hold),
-        };
-        paused().block_on(async {
-            let mut world = World::new(rules);
-            for step in &steps {
-                world.does(step).await?;
-            }
-            Ok::<(), TestCaseError>(())
-        })?;
+        follows(rules, &steps)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_server_that_is_silent_from_the_beginning_is_proven_by_an_answer_only(
+        steps in prop::collection::vec(early_step(), 10..60),
+        rules in rules(),
+    ) {
+        follows(rules, &steps)?;
     }
 }

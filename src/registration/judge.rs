@@ -143,6 +143,32 @@ pub fn agrees(status: &Status, believed: &Believed, reported: u64) -> (bool, Str
     }
 }
 
+/// Whether a reading counts. One that differs from what was told may have met an event or a Subscribe on
+/// its way: it is believed when the next one differs, too, and never where something was told meanwhile.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Doubt {
+    differed: bool,
+}
+
+impl Doubt {
+    /// Takes a reading in: `asked` is what had been told when it was begun, `latest` when it was there.
+    pub fn judged(&mut self, asked: &Status, latest: &Status, believed: Option<&Believed>) -> bool {
+        let reported = latest.reported.as_ref().map(|r| r.memory);
+        let differs = believed
+            .zip(reported)
+            .is_some_and(|(believed, reported)| !agrees(latest, believed, reported).0);
+        if !differs {
+            self.differed = false;
+            return true;
+        }
+        let told = (&latest.reported, latest.available, latest.events);
+        if told != (&asked.reported, asked.available, asked.events) {
+            return false;
+        }
+        std::mem::replace(&mut self.differed, true)
+    }
+}
+
 /// What a model lacks here; `None` where it lacks nothing, or does not want this server.
 pub fn trouble(
     status: &Status,

@@ -105,8 +105,8 @@ impl Editor {
         let read = match message::subscribe(message) {
             Ok(read) => read,
             Err(error) => {
-                *self.ledger() = Ledger::default();
                 self.unreadable(Kind::Subscribe, &error);
+                self.unread();
                 return None;
             }
         };
@@ -339,9 +339,26 @@ impl Editor {
             "a message goes on unread"
         );
         if kind == Kind::Subscribe {
-            *self.ledger() = Ledger::default();
+            self.unread();
         }
         self.metrics.message(kind, fate);
+    }
+
+    /// A subscription whose request was not read: nobody knows what was asked for and told, so there
+    /// is nothing that could differ from it or be worth another one.
+    fn unread(&self) {
+        self.ledger().unread();
+        self.status.send_modify(|status| {
+            status.requested = None;
+            status.reported = None;
+            status.wanted = None;
+            status.capacity_why.clear();
+            status.capabilities = CapabilityReport::default();
+            status.available = None;
+            status.refused.clear();
+            status.drain_asked = None;
+        });
+        self.publish();
     }
 
     fn publish(&self) {

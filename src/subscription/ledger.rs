@@ -158,19 +158,13 @@ impl Ledger {
         workers: Option<u32>,
         loaded: &[Listed],
     ) -> (Option<u64>, Vec<Restored>) {
-        let before = std::mem::take(&mut self.models);
+        let before = self.set_aside();
         self.totals = Some(totals);
         self.workers = workers;
         if let Some(said) = loaded.iter().rev().find_map(|m| m.workers) {
             self.agent_workers = Some(said);
         }
         self.silent |= !loaded.is_empty();
-        let loading = before.iter().filter(|(_, e)| e.stage == Stage::Loading);
-        for (key, entry) in loading {
-            if self.asked.len() < MOST_ASKED {
-                self.asked.insert(key.clone(), *entry);
-            }
-        }
         let mut restored = Vec::with_capacity(loaded.len());
         for model in loaded {
             let sent = model.memory.unwrap_or(0);
@@ -207,6 +201,31 @@ impl Ledger {
             })
         });
         known.collect()
+    }
+
+    /// The agent has subscribed, and what it said cannot be read: its own figures stand from now on.
+    /// A load that is under way is counted when it ends, as after any other Subscribe.
+    pub fn unread(&mut self) {
+        self.set_aside();
+        *self = Ledger {
+            asked: std::mem::take(&mut self.asked),
+            agent_workers: self.agent_workers,
+            silent: self.silent,
+            said: self.said,
+            ..Ledger::default()
+        };
+    }
+
+    /// Empties the list of models and remembers what is under way; what was in the list.
+    fn set_aside(&mut self) -> BTreeMap<Key, Entry> {
+        let before = std::mem::take(&mut self.models);
+        let loading = before.iter().filter(|(_, e)| e.stage == Stage::Loading);
+        for (key, entry) in loading {
+            if self.asked.len() < MOST_ASKED {
+                self.asked.insert(key.clone(), *entry);
+            }
+        }
+        before
     }
 
     /// A load request on its way to the agent.
@@ -326,7 +345,10 @@ impl Ledger {
     /// Free memory, where the agent's own figure is not right already.
     fn corrected(&self) -> Option<u64> {
         let totals = self.totals?;
+        // By how much an agent multiplies that has not said so is not known either.
+        let unsaid = self.agent_workers.is_none() && self.workers.is_some();
         let differs = totals.requested != totals.reported
+            || (unsaid && !self.models.is_empty())
             || self
                 .models
                 .values()

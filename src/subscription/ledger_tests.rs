@@ -345,3 +345,44 @@ fn an_agent_that_never_says_its_workers_is_corrected_before_a_server_with_four()
         Load::Refuse(_)
     ));
 }
+
+#[test]
+fn a_load_of_before_that_failed_says_nothing_of_a_later_one_that_nobody_could_read() {
+    for ended in [EventKind::LoadFailed, EventKind::Unloaded] {
+        let mut ledger = Ledger::default();
+        ledger.subscribe(totals(8 * GI, 8 * GI, 0), None, &[]);
+        ledger.load(&key("m"), Some(GI));
+        ledger.subscribe(totals(8 * GI, 8 * GI, 0), None, &[]);
+        ledger.event(ended, &key("m"), None);
+        ledger.event(EventKind::Loaded, &key("m"), None);
+        let balance = ledger.balance();
+        assert_eq!((balance.needed, balance.unknown), (0, 1), "{ended:?}");
+    }
+}
+
+#[test]
+fn after_a_subscribe_that_cannot_be_read_the_agent_speaks_for_itself() {
+    let mut ledger = Ledger::default();
+    ledger.subscribe(totals(0, 8 * GI, 0), Some(4), &[listed("old", 0)]);
+    assert_eq!(ledger.load(&key("m"), Some(GI)), Load::Send(0));
+    ledger.unread();
+    assert_eq!(ledger.available(), None);
+    ledger.said(7);
+    assert_eq!(ledger.load(&key("n"), Some(GI)), Load::Pass);
+    let corrected = ledger.event(EventKind::Loaded, &key("n"), Some(1));
+    assert_eq!((corrected.available, corrected.workers), (Some(7), None));
+    // What was under way is still known when it ends.
+    ledger.event(EventKind::Loaded, &key("m"), None);
+    assert_eq!(
+        (ledger.balance().unknown, ledger.balance().needed),
+        (0, 2 * GI)
+    );
+}
+
+#[test]
+fn an_agent_that_has_not_said_what_it_multiplies_by_is_not_believed_to_have_counted_right() {
+    // The shim was restarted; the model was loaded before anybody knew of four workers.
+    let mut fresh = Ledger::default();
+    let (available, _) = fresh.subscribe(totals(8 * GI, 8 * GI, 0), Some(4), &[listed("m", GI)]);
+    assert_eq!(available, Some(4 * GI));
+}

@@ -213,10 +213,16 @@ impl Drop for Live {
         let now = self.registry.clock.now();
         let lived = self.opened.map(|opened| now.saturating_sub(opened));
         tracing::info!(how = turn.as_str(), ?lived, "the subscription has ended");
-        // A stream that the scheduler ended at once must not be opened again at once.
-        if let (Some(lived), Turn::EndedByScheduler | Turn::Lost) = (lived, turn) {
-            let mut state = self.registry.state();
-            state.pacer.ended(now, lived, fastrand::f64());
+        // A stream that was ended at once must not be opened again at once.
+        if let Some(lived) = lived {
+            let pacer = &mut self.registry.state().pacer;
+            match turn {
+                Turn::EndedByScheduler | Turn::Lost => pacer.ended(now, lived, fastrand::f64()),
+                Turn::EndedByAgent | Turn::Superseded => {
+                    pacer.ended_by_agent(now, lived, fastrand::f64());
+                }
+                _ => {}
+            }
         }
         self.phase(Phase::None);
         let mut state = self.registry.state();

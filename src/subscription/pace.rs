@@ -47,11 +47,19 @@ impl Default for Backoff {
 /// A stream that lived this long was a good one; the next may be opened at once.
 pub const GOOD_STREAM: Duration = Duration::from_secs(20);
 
-/// Keeps an agent that subscribes again at once from hammering a scheduler that ends every stream.
+/// Streams that an agent may end in a row, each younger than [`GOOD_STREAM`], before its next one waits:
+/// one that is started a few times is nobody's concern, a loop is.
+pub const FREE: u32 = 8;
+
+/// Keeps an agent that subscribes again at once from hammering a scheduler that ends every stream, or
+/// whose streams it ends itself.
 #[derive(Debug, Clone, Default)]
 pub struct Pacer {
     backoff: Backoff,
     not_before: Duration,
+    /// Young streams that the agent has ended in a row, and when the last one ended.
+    young: (u32, Duration),
+    agents: Backoff,
 }
 
 impl Pacer {
@@ -62,6 +70,20 @@ impl Pacer {
             self.not_before = now;
         } else {
             self.not_before = now + self.backoff.next(jitter);
+        }
+    }
+
+    /// The agent has ended a stream itself, or left it for another one.
+    pub fn ended_by_agent(&mut self, now: Duration, lived: Duration, jitter: f64) {
+        let (before, last) = self.young;
+        if lived >= GOOD_STREAM || now.saturating_sub(last) >= GOOD_STREAM {
+            self.agents.reset();
+            self.young = (0, now);
+        } else {
+            self.young = (before.saturating_add(1), now);
+        }
+        if self.young.0 > FREE {
+            self.not_before = self.not_before.max(now + self.agents.next(jitter));
         }
     }
 
@@ -180,6 +202,32 @@ mod tests {
         assert!(calls < 15, "{calls}");
         pacer.ended(now, s(3600), 0.0);
         assert_eq!(pacer.wait(now), s(0));
+    }
+
+    #[test]
+    fn an_agent_in_a_loop_is_slowed_down_and_one_that_restarts_is_not() {
+        let mut pacer = Pacer::default();
+        let mut now = s(100);
+        let mut streams = 0;
+        while now < s(102) {
+            streams += 1;
+            pacer.ended_by_agent(now, Duration::from_millis(5), 1.0);
+            now += pacer.wait(now) + Duration::from_millis(5);
+        }
+        // Those that are free, and those after 0.1, 0.2, 0.4, 0.8 and 1.6 s at least.
+        assert_eq!(streams, 1 + FREE + 5);
+        // After a stream that stood, and after a pause, all is forgotten.
+        for (pause, lived) in [(s(0), GOOD_STREAM), (GOOD_STREAM, s(0))] {
+            now += s(20) + pause;
+            pacer.ended_by_agent(now, lived, 0.0);
+            for _ in 0..FREE {
+                assert_eq!(pacer.wait(now), s(0));
+                pacer.ended_by_agent(now, s(1), 0.0);
+            }
+            assert_eq!(pacer.wait(now), s(0));
+            pacer.ended_by_agent(now, s(1), 0.0);
+            assert_eq!(pacer.wait(now), FIRST);
+        }
     }
 
     #[test]

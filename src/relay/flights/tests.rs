@@ -42,6 +42,12 @@ struct Truth {
     /// Loads that are on their way to the server or back.
     loads: usize,
     unloads_begun: Vec<usize>,
+    /// Whether a caller has asked for a load.
+    wanted: bool,
+    /// The server answers every load with an error.
+    refuses: bool,
+    /// How many different files the loads are of.
+    kinds: usize,
     asked: Vec<Asked>,
 }
 
@@ -120,7 +126,7 @@ impl World {
             if load {
                 truth.loads += 1;
                 // Behind an unload a second one is no waste.
-                let alone = truth.loads == 1 || !truth.unloads_begun.is_empty();
+                let alone = truth.loads <= truth.kinds.max(1) || !truth.unloads_begun.is_empty();
                 assert!(alone, "the same load is made twice at once");
             }
             truth.starts
@@ -131,7 +137,7 @@ impl World {
         let here = {
             let now = self.now();
             let mut truth = self.truth();
-            let here = truth.starts == start;
+            let here = truth.starts == start && !(load && truth.refuses);
             if here {
                 truth.has = load;
                 let did = if load { Did::Load } else { Did::Unload };
@@ -169,6 +175,7 @@ impl World {
     /// A caller's load, as the relay makes it.
     async fn load(self, files: u64) {
         let from = self.now();
+        self.truth().wanted = true;
         let files = Some(Fingerprint::number(files));
         let has = || self.has();
         let call = self.clone().call(true);
@@ -244,6 +251,14 @@ impl World {
                 "the model is loaded although its owner unloaded it: {said}"
             );
         }
+        if truth.kinds > 1 {
+            let loads = truth.did.iter().filter(|(_, d)| *d == Did::Load);
+            assert_eq!(
+                loads.count(),
+                truth.kinds,
+                "other files are another load: {said}"
+            );
+        }
         if !restarted {
             let wanted = self.memory.wanted() == 1;
             assert_eq!(wanted, truth.has, "the account is wrong: {said}");
@@ -260,6 +275,11 @@ impl Serves for World {
     }
 
     async fn load(&self, _: &str) -> Result<(), String> {
+        let unloaded = !self.truth().unloads_begun.is_empty();
+        assert!(
+            !unloaded || self.truth().wanted,
+            "a model is put back that its owner has unloaded"
+        );
         match self.clone().done(true, true).await {
             true => Ok(()),
             false => Err("the server was restarted".into()),
@@ -272,6 +292,7 @@ impl Serves for World {
     }
 
     async fn files(&self, _: &Memory, _: &str) -> Option<Fingerprint> {
+        yields().await;
         Some(Fingerprint::number(1))
     }
 }
@@ -379,6 +400,28 @@ fn a_load_is_not_undone_by_the_shims_own_unload() {
             owner.clone().unload().await;
             owner.load(1).await;
         });
+        world
+    });
+}
+
+#[test]
+fn loads_of_other_files_are_calls_of_their_own() {
+    tried("two kinds of files", |stage, seed| {
+        let world = World::new(stage, seed);
+        world.truth().kinds = 2;
+        stage.task("first", world.clone().load(1));
+        stage.task("second", world.clone().load(2));
+        world
+    });
+}
+
+#[test]
+fn a_load_that_the_server_refuses_is_not_remembered_as_one() {
+    tried("a refusal", |stage, seed| {
+        let world = World::new(stage, seed);
+        world.truth().refuses = true;
+        stage.task("first", world.clone().load(1));
+        stage.task("second", world.clone().load(1));
         world
     });
 }

@@ -57,9 +57,9 @@ pub fn rows() -> Vec<Row> {
             ready: Ready::Stays,
             nameless: "each of its subscriptions is one in order",
             besides: &["AS089"],
-            // Bounded by the act itself: none that the agent has not asked for.
-            subscribes: 100_000,
-            words: "callers are served meanwhile",
+            // Eight are free (`pace::FREE`), then they wait ever longer; the agent's own at the end.
+            subscribes: 20,
+            words: "callers are served meanwhile, and the scheduler sees few of them",
             ..USUAL
         },
         Row {
