@@ -286,6 +286,41 @@ fn an_object_that_is_refused_is_as_it_was() {
 }
 
 #[test]
+fn the_models_are_seen_as_the_agent_sees_them_and_written_to_only_where_that_is_asked_for() {
+    let mounts = |folder: &str, probe: &str| {
+        let mut object = with(|o| {
+            o["spec"]["containers"][1]["volumeMounts"] = json!([
+                { "name": "all", "mountPath": "/mnt" },
+                { "name": "models", "mountPath": "/mnt/agent", "subPath": "a" },
+                { "name": "other", "mountPath": "/mnt/agents" },
+            ]);
+        });
+        let mut options = Options::default();
+        for (name, value) in [
+            ("SHIM_MODELS_DIR", folder),
+            ("SHIM_CAPABILITIES_PROBE", probe),
+        ] {
+            options.settings.insert(name.into(), value.into());
+        }
+        inject(&mut object, &options).unwrap();
+        shim(&object)["volumeMounts"].clone()
+    };
+    assert_eq!(
+        mounts("/mnt/agent/models", "false"),
+        json!([{ "name": "models", "mountPath": "/mnt/agent", "subPath": "a", "readOnly": true }])
+    );
+    assert_eq!(
+        mounts("/mnt/agent/models", "true"),
+        json!([{ "name": "models", "mountPath": "/mnt/agent", "subPath": "a" }])
+    );
+    assert_eq!(
+        mounts("/mnt/elsewhere", "false"),
+        json!([{ "name": "all", "mountPath": "/mnt", "readOnly": true }])
+    );
+    assert_eq!(mounts("/models", "false"), json!(null));
+}
+
+#[test]
 fn tls_moves_to_the_shim_with_its_files() {
     let mut object = with(|o| {
         for (name, value) in [
@@ -321,7 +356,10 @@ fn tls_moves_to_the_shim_with_its_files() {
     let shim = shim(&object);
     assert_eq!(
         shim["volumeMounts"],
-        json!([{ "name": "certs", "mountPath": "/certs/client/", "readOnly": true }])
+        json!([
+            { "name": "models", "mountPath": "/mnt/agent", "readOnly": true },
+            { "name": "certs", "mountPath": "/certs/client/", "readOnly": true },
+        ])
     );
     assert_eq!(
         env_of(shim, "SHIM_SCHEDULER")["value"],
