@@ -7,6 +7,8 @@ use http::{Method, Response, StatusCode};
 
 use super::Context;
 use super::reserved::unescaped;
+use crate::drain::in_flight::InFlight;
+use crate::models::Poke;
 use crate::restore::{Loading, Memory, Unloading};
 use crate::worker::Worker;
 
@@ -72,9 +74,12 @@ pub(crate) fn plain(name: &str) -> String {
 pub struct Heed<'a> {
     memory: &'a Memory,
     worker: &'a Worker,
+    in_flight: &'a InFlight,
+    poke: &'a Poke,
     inference: Option<String>,
     load: Option<Loading>,
-    unload: Option<Unloading>,
+    /// Ends with this.
+    _unload: Option<Unloading>,
 }
 
 impl<'a> Heed<'a> {
@@ -84,9 +89,11 @@ impl<'a> Heed<'a> {
         let mut heed = Heed {
             memory,
             worker: &context.worker,
+            in_flight: &context.in_flight,
+            poke: &context.poke,
             inference: None,
             load: None,
-            unload: None,
+            _unload: None,
         };
         match about(method, path) {
             About::Inference(model) => {
@@ -99,7 +106,7 @@ impl<'a> Heed<'a> {
             About::Unload(model) => {
                 let model = plain(model);
                 context.flights.unloading(&model);
-                heed.unload = Some(memory.unloading(&model));
+                heed._unload = Some(memory.unloading(&model));
             }
             About::Nothing => {}
         }
@@ -107,20 +114,32 @@ impl<'a> Heed<'a> {
     }
 
     /// With the head of the answer. Without it, as when the caller has gone, nothing is known.
-    pub fn after<B>(self, response: &Response<B>) {
+    pub fn after<B>(mut self, response: &Response<B>) {
         let ok = response.status() == StatusCode::OK;
-        if let (Some(load), true) = (self.load, ok) {
+        if let (Some(load), true) = (self.load.take(), ok) {
             load.succeeded();
         }
-        if let Some(model) = self.inference {
+        if let Some(model) = self.inference.take() {
             if ok {
+                self.in_flight.answered();
                 self.memory.worked(&model);
                 self.worker.worked();
             } else if is_worker_failure(response) {
                 self.worker.failed();
+            } else if response.status() == StatusCode::NOT_FOUND {
+                self.memory.missed(&model);
             }
         }
-        drop(self.unload);
+    }
+}
+
+impl Drop for Heed<'_> {
+    fn drop(&mut self) {
+        // No answer was seen: the caller has gone, and the server finishes the load all the same.
+        if let Some(load) = self.load.take() {
+            load.left();
+            self.poke.now();
+        }
     }
 }
 

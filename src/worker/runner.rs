@@ -2,9 +2,9 @@
 //!
 //! Thin: what is seen is judged in [`super::record`], [`super::canary`] and [`super`]. Nothing
 //! that has been sent to the worker is ever given a limit or cancelled: a hung worker is told by
-//! the time that the canary is outstanding, and there is never a second one.
+//! the time that the canary is outstanding, and there is never a second one. Only where its server
+//! has gone the canary has, too.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +14,11 @@ use reqwest::header::CONTENT_TYPE;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::canary::{Answer, Canary};
+use super::canary::{Answer, Canary, Silence};
 use super::record::Record;
 use super::series::Series;
-use super::{Bad, STUCK, STUCK_MEND, Worker};
+use super::stuck::Unknown;
+use super::{Bad, HUNG, Worker};
 use crate::config::models::{self, Mend};
 use crate::drain::in_flight::InFlight;
 use crate::endpoint::Protocol;
@@ -28,6 +29,7 @@ use crate::observer::Observed;
 use crate::prober::Watching;
 use crate::process::{self, follow::Follower};
 use crate::restore::Memory;
+use crate::restore::back::put_anew;
 use crate::restore::server::{Asking, Has, address, reason};
 use crate::view::{Endpoint, Usable, View};
 
@@ -75,6 +77,8 @@ pub struct Parts {
 pub struct Runner {
     parts: Parts,
     series: Series,
+    /// How long inferences may run without an answer before a canary is sent beside them.
+    patience: Duration,
 }
 
 impl Runner {
@@ -85,7 +89,11 @@ impl Runner {
             let seen = &parts.worker.0.seen;
             seen.send_modify(|seen| seen.canary = Some(Canary::default()));
         }
-        Runner { parts, series }
+        Runner {
+            parts,
+            series,
+            patience: HUNG,
+        }
     }
 
     /// Runs for ever. Returns only when the observer is gone, which is a fault of the process.
@@ -155,6 +163,7 @@ impl Runner {
         });
         let exits = record.exits();
         if exits > before {
+            self.parts.memory.worker_ended();
             tracing::warn!(exits, "a worker process of the server has ended");
         }
         self.series.show(&seen.borrow(), self.now());
@@ -164,11 +173,12 @@ impl Runner {
         let Some(canary) = &self.parts.canary else {
             return std::future::pending().await;
         };
+        let mut silence = Silence::default();
         loop {
-            sleep(canary.interval).await;
-            match self.may_ask(canary).await {
+            self.pause(canary.interval, &mut silence).await;
+            match self.may_ask(canary, &mut silence).await {
                 Ok((server, body)) => {
-                    let answer = self.ask(&server, &canary.model, body).await;
+                    let answer = self.ask(&server, &canary.model, body, &mut silence).await;
                     if answer == Answer::Lost {
                         self.lost(&server, &canary.model).await;
                     } else {
@@ -184,6 +194,30 @@ impl Runner {
         }
     }
 
+    /// Waits, and looks at what runs meanwhile.
+    async fn pause(&self, interval: Duration, silence: &mut Silence) {
+        let until = tokio::time::Instant::now() + interval;
+        loop {
+            self.look(silence);
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            sleep(left.min(LOOK)).await;
+        }
+    }
+
+    /// A look at the inferences that run. True where the worker is known to work, or has a load or
+    /// unload on its hands, beside which it does nothing.
+    fn look(&self, silence: &mut Silence) -> bool {
+        let (running, answers) = {
+            let calls = &self.parts.in_flight;
+            (calls.now(), calls.answers())
+        };
+        let loads = self.parts.memory.is_changing();
+        silence.look(self.now(), running, answers, loads) || loads
+    }
+
     fn with_canary(&self, change: impl FnOnce(&mut Canary, Duration)) {
         let now = self.now();
         self.parts.worker.0.seen.send_modify(|seen| {
@@ -192,7 +226,11 @@ impl Runner {
     }
 
     /// Whether it is a moment for a canary: never on a busy worker, and only to a loaded model.
-    async fn may_ask(&self, canary: &models::Canary) -> Result<(Asking, Vec<u8>), &'static str> {
+    async fn may_ask(
+        &self,
+        canary: &models::Canary,
+        silence: &mut Silence,
+    ) -> Result<(Asking, Vec<u8>), &'static str> {
         let Some(address) = address(&self.parts.watching.view.borrow()) else {
             return Err("the server does not answer");
         };
@@ -205,8 +243,10 @@ impl Runner {
         });
         let body = read.await.ok().flatten();
         let body = body.ok_or("SHIM_CANARY_REQUEST cannot be read, or is larger than 1 MiB")?;
-        if self.parts.memory.calls(&canary.model) > 0 {
-            return Err("its model is being loaded or unloaded");
+        // The worker does nothing beside a load, whatever model it is of.
+        const LOADS: &str = "a model is being loaded or unloaded";
+        if self.parts.memory.is_changing() {
+            return Err(LOADS);
         }
         match server.has(&canary.model).await {
             Has::Ready => {}
@@ -214,32 +254,63 @@ impl Runner {
             Has::Loading | Has::Unclear => return Err("its model is not ready"),
         }
         // Last, since the questions took time.
-        if self.parts.in_flight.now() > 0 {
+        self.look(silence);
+        if self.parts.memory.is_changing() {
+            return Err(LOADS);
+        }
+        let patient = |since| self.now().saturating_sub(since) < self.patience;
+        if silence.since().is_some_and(patient) {
             return Err("inferences are under way");
         }
         Ok((server, body))
     }
 
-    async fn ask(&self, server: &Asking, model: &str, body: Vec<u8>) -> Answer {
+    async fn ask(
+        &self,
+        server: &Asking,
+        model: &str,
+        body: Vec<u8>,
+        silence: &mut Silence,
+    ) -> Answer {
         let Some(url) = server.url(&["models", model, "infer"]) else {
             return Answer::Refused("the model's name does not make an address".into());
         };
-        self.with_canary(Canary::sent);
+        let beside = silence.since();
+        self.with_canary(|canary, now| canary.sent(now, beside));
+        let asked = self.main();
         let request = self.parts.client.post(url).body(body);
         let request = request.header(CONTENT_TYPE, "application/json");
-        let answer = match request.send().await {
-            Err(_) => Answer::Broken,
-            Ok(answer) => {
-                let status = answer.status().as_u16();
-                let kind = answer.headers().get(CONTENT_TYPE);
-                let plain = kind.is_some_and(|k| k.as_bytes().starts_with(b"text/plain"));
-                let said = match status {
-                    200 => None,
-                    _ => reason(answer).await,
-                };
-                Answer::judge(status, plain, said)
+        let asking = async {
+            let Ok(answer) = request.send().await else {
+                return Answer::Broken;
+            };
+            let status = answer.status().as_u16();
+            let kind = answer.headers().get(CONTENT_TYPE);
+            let plain = kind.is_some_and(|k| k.as_bytes().starts_with(b"text/plain"));
+            let said = match status {
+                200 => None,
+                _ => reason(answer).await,
+            };
+            Answer::judge(status, plain, said)
+        };
+        let mut asking = std::pin::pin!(asking);
+        let answer = loop {
+            tokio::select! {
+                answer = &mut asking => break answer,
+                () = sleep(LOOK) => {}
+            }
+            // A connection need not tell that its other end has gone.
+            let another = self
+                .main()
+                .is_some_and(|now| asked.is_some_and(|was| was != now));
+            if another || is_gone(&self.parts.watching.view.borrow()) {
+                break Answer::Broken;
+            }
+            if self.look(silence) {
+                self.with_canary(Canary::excused);
             }
         };
+        silence.ends();
         self.series.canary(answer.as_str());
         let kept = answer.clone();
         self.with_canary(|canary, now| canary.ended(kept, now));
@@ -249,12 +320,20 @@ impl Runner {
         answer
     }
 
+    /// The server's main process, where it is seen.
+    fn main(&self) -> Option<(u32, u64)> {
+        let observed = self.parts.observed.borrow();
+        let main = &observed.server.as_ref()?.main;
+        Some((main.pid, main.start))
+    }
+
     /// The worker does not have a model that the server calls READY.
     async fn lost(&self, server: &Asking, model: &str) {
         // Unloaded in between, it was not lost.
         if server.has(model).await != Has::Ready || self.parts.memory.calls(model) > 0 {
             return;
         }
+        self.parts.memory.missed(model);
         let now = self.now();
         let seen = &self.parts.worker.0.seen;
         let new = seen.send_if_modified(|seen| {
@@ -273,12 +352,9 @@ impl Runner {
         if !self.parts.mend.lost {
             return;
         }
-        let _busy = self.parts.memory.busy();
-        let mended = match server.unload(model).await {
-            Ok(()) => server.load(model).await,
-            error => error,
-        };
-        self.mended("lost", model, mended);
+        if let Some(outcome) = put_anew(&self.parts.memory, model, server).await {
+            self.mended("lost", model, outcome);
+        }
     }
 
     fn mended(&self, state: &'static str, model: &str, outcome: Result<(), String>) {
@@ -303,8 +379,9 @@ impl Runner {
     /// Models that are UNKNOWN without being loaded.
     async fn models(&self) {
         let mut inventory = self.parts.inventory.clone();
-        let mut unknown: BTreeMap<String, Duration> = BTreeMap::new();
+        let mut unknown = Unknown::default();
         let mut asked: Option<Duration> = None;
+        let mut was_ready = true;
         loop {
             tokio::select! {
                 () = sleep(MODELS_LOOK) => {}
@@ -319,43 +396,34 @@ impl Runner {
                     address(&view),
                 )
             };
-            // A model that loads makes the server not ready: else there is nothing to look for.
-            if not_ready && asked.is_none_or(|at| now.saturating_sub(at) >= INDEX_GAP) {
+            let memory = &self.parts.memory;
+            // A model that loads makes the server not ready: else there is nothing to look for,
+            // but for a load whose end nobody tells.
+            let is_over = !std::mem::replace(&mut was_ready, !not_ready) && !not_ready;
+            let look = not_ready || memory.any_left();
+            let due = asked.is_none_or(|at| now.saturating_sub(at) >= INDEX_GAP);
+            if is_over || look && due {
                 asked = Some(now);
                 self.parts.poke.now();
             }
-            let memory = &self.parts.memory;
-            let waits = |name: &str| {
-                let listed = index.models.iter().find(|m| m.name == name);
-                listed.is_some_and(|m| m.state == "UNKNOWN") && memory.calls(name) == 0
-            };
-            unknown.retain(|name, _| waits(name));
-            for model in &index.models {
-                let ours = model.name == crate::capability::probe_model::NAME;
-                if waits(&model.name) && !ours {
-                    let since = index.asked_at.unwrap_or(now);
-                    unknown.entry(model.name.clone()).or_insert(since);
-                }
-            }
+            unknown.look(&index, now, |name| memory.calls(name));
             let Some(address) = up else {
                 continue;
             };
             let server = Asking::new(self.parts.client.clone(), address);
             let mut stuck = Vec::new();
-            for (model, since) in &unknown {
-                let old = now.saturating_sub(*since) >= STUCK;
-                if old && server.has(model).await == Has::Loading && memory.calls(model) == 0 {
-                    stuck.push(Bad {
-                        model: model.clone(),
-                        since: *since,
-                    });
+            for bad in unknown.old(now) {
+                // Its caller has gone and it goes on, for as long as that may take.
+                let loads = memory.is_left(&bad.model) || memory.calls(&bad.model) > 0;
+                if !loads && server.has(&bad.model).await == Has::Loading {
+                    stuck.push(bad);
                 }
             }
-            self.stuck(&server, stuck).await;
+            self.stuck(&server, stuck, &unknown).await;
         }
     }
 
-    async fn stuck(&self, server: &Asking, stuck: Vec<Bad>) {
+    async fn stuck(&self, server: &Asking, stuck: Vec<Bad>, unknown: &Unknown) {
         let seen = &self.parts.worker.0.seen;
         let known: Vec<String> = seen
             .borrow()
@@ -378,12 +446,13 @@ impl Runner {
         if !self.parts.mend.stuck {
             return;
         }
-        let old = |s: &&Bad| self.now().saturating_sub(s.since) >= STUCK_MEND;
-        for bad in stuck.iter().filter(old) {
-            if self.parts.memory.calls(&bad.model) > 0 {
+        let memory = &self.parts.memory;
+        for bad in &stuck {
+            let loads = memory.is_left(&bad.model) || memory.calls(&bad.model) > 0;
+            if loads || !unknown.may_mend(&bad.model, self.now()) {
                 continue;
             }
-            let _busy = self.parts.memory.busy();
+            let _busy = memory.busy();
             let outcome = server.unload(&bad.model).await;
             self.mended("stuck", &bad.model, outcome);
         }
