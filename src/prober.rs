@@ -36,6 +36,9 @@ pub mod server;
 
 /// Time between probes until a protocol has answered, and while a fall is being confirmed.
 pub const FAST: Duration = Duration::from_millis(100);
+/// How long it is hurried while nothing of a protocol is up: whoever calls later than that still
+/// tries a candidate that refuses, and brings a probe forward.
+const HURRY: Duration = Duration::from_secs(60);
 /// The least time between two probes of one candidate, however often callers ask for one.
 const HINT_GAP: Duration = Duration::from_millis(20);
 /// The least time between two looks at the kernel's table of listeners.
@@ -101,6 +104,8 @@ pub struct Prober<P> {
     view: View,
     selectors: [Selector; 2],
     looked: [Option<Duration>; 2],
+    /// Since when nothing of a protocol is up.
+    none_up: [Option<Duration>; 2],
     hints: Hints,
     history: History,
     view_out: watch::Sender<Arc<View>>,
@@ -147,6 +152,7 @@ impl<P: Probe> Prober<P> {
             view,
             selectors: [selector.clone(), selector],
             looked: [None; 2],
+            none_up: [None; 2],
             hints,
             history,
             view_out,
@@ -179,9 +185,18 @@ impl<P: Probe> Prober<P> {
                     let Probed { protocol, index, report, took, next } = probed;
                     self.take(protocol, index, report, took);
                     let chance = fastrand::f64();
-                    let wait = match hurry(&self.view, protocol, index) {
+                    let now = self.clock.now();
+                    let hurried = match hurry(&self.view, protocol, index) {
+                        Hurry::No => false,
+                        Hurry::Falls => true,
+                        Hurry::NoneUp => {
+                            let since = self.none_up[protocol.index()].get_or_insert(now);
+                            now.saturating_sub(*since) < HURRY
+                        }
+                    };
+                    let wait = match hurried {
                         true => jittered(FAST.min(self.interval), chance),
-                        false => pace.wait(self.clock.now(), chance),
+                        false => pace.wait(now, chance),
                     };
                     // A loop that is gone is reported by the join below.
                     let _ = next.send(wait);
@@ -234,6 +249,10 @@ impl<P: Probe> Prober<P> {
             Some(_) => {
                 tracing::warn!(endpoint = %endpoint.candidate, %protocol, from, to, reason, detail = health.detail, "endpoint changed");
             }
+        }
+        let up = |e: &Endpoint| e.health.state == State::Up;
+        if self.view.of(protocol).iter().any(up) {
+            self.none_up[protocol.index()] = None;
         }
         let moved = self.select(protocol, now);
         self.look_elsewhere(protocol, now);
@@ -369,16 +388,27 @@ async fn probe_loop<P: Probe>(mut this: Loop<P>) {
     }
 }
 
-/// Whether the next probe of a candidate is hurried: while its protocol has nothing up, and while
-/// the fall of a candidate that fails clearly is being confirmed. Silence is not hurried: each
-/// silent probe has waited for its own time limit already.
-fn hurry(view: &View, protocol: Protocol, index: usize) -> bool {
+/// Why the next probe of a candidate is hurried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hurry {
+    /// It is not.
+    No,
+    /// Its protocol has nothing up.
+    NoneUp,
+    /// Its fall is being confirmed, and it fails clearly. Silence is not hurried: each silent probe
+    /// has waited for its own time limit already.
+    Falls,
+}
+
+fn hurry(view: &View, protocol: Protocol, index: usize) -> Hurry {
     let endpoints = view.of(protocol);
-    let none_up = !endpoints.iter().any(|e| e.health.state == State::Up);
-    let falling = endpoints.get(index).is_some_and(|e| {
+    if !endpoints.iter().any(|e| e.health.state == State::Up) {
+        return Hurry::NoneUp;
+    }
+    let falls = endpoints.get(index).is_some_and(|e| {
         e.health.state == State::Up && e.health.reason.is_some_and(|r| !r.is_silence())
     });
-    none_up || falling
+    if falls { Hurry::Falls } else { Hurry::No }
 }
 
 #[cfg(test)]

@@ -150,6 +150,7 @@ impl Memory {
             files,
             begun: self.now(),
             ok: false,
+            left: false,
         }
     }
 
@@ -170,6 +171,16 @@ impl Memory {
     /// An inference of a model was seen to succeed.
     pub fn worked(&self, model: &str) {
         self.book().worked(model, self.now());
+    }
+
+    /// An inference of a model was answered as by a server that does not have it.
+    pub fn missed(&self, model: &str) {
+        self.book().missed(model);
+    }
+
+    /// A worker of the server has ended: what it had in its hands is not known any more.
+    pub fn worker_ended(&self) {
+        self.book().worker_ended();
     }
 
     /// From now on an agent that has subscribed is known not to be starting.
@@ -246,6 +257,21 @@ impl Memory {
     /// Loads and unloads of the model under way, callers' and the shim's.
     pub fn calls(&self, model: &str) -> usize {
         self.book().calls(model)
+    }
+
+    /// Whether any model is being loaded or unloaded, as far as is known.
+    pub fn is_changing(&self) -> bool {
+        self.book().is_changing(self.now())
+    }
+
+    /// Whether a load of the model goes on in the server although its caller has gone.
+    pub fn is_left(&self, model: &str) -> bool {
+        self.book().is_left(model, self.now())
+    }
+
+    /// Whether that is so of any model.
+    pub fn any_left(&self) -> bool {
+        self.book().any_left(self.now())
     }
 
     /// Completes when the shim itself is not loading the model.
@@ -395,6 +421,7 @@ pub struct Loading {
     files: Option<Fingerprint>,
     begun: Duration,
     ok: bool,
+    left: bool,
 }
 
 impl Loading {
@@ -402,11 +429,19 @@ impl Loading {
     pub fn succeeded(mut self) {
         self.ok = true;
     }
+
+    /// Its caller has gone, and the server goes on with it, as MLServer does over HTTP.
+    pub fn left(mut self) {
+        self.left = true;
+    }
 }
 
 impl Drop for Loading {
     fn drop(&mut self) {
         self.memory.change(|book, now| {
+            if self.left {
+                return book.load_left(&self.model, now);
+            }
             let loaded = self.ok.then(|| Loaded {
                 at: now,
                 took: now.saturating_sub(self.begun),

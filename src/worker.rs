@@ -21,6 +21,7 @@ pub mod canary;
 pub mod record;
 pub mod runner;
 mod series;
+mod stuck;
 
 use canary::Canary;
 use record::Workers;
@@ -31,9 +32,13 @@ pub const CONDITION: &str = "worker";
 /// How long workers may be missing, or die at their start, before the pod is not ready: a server
 /// that starts a worker anew needs a few seconds.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a canary may be outstanding before the worker is said to hang. A load in the worker
-/// blocks it for as long as the load takes; that is no reason to say so earlier.
+/// How long a canary may be outstanding before the worker is said to hang; loads and unloads, which
+/// block it for as long as they take, do not count. Also how long inferences may run without any
+/// of them being answered before a canary is sent beside them.
 pub const HUNG: Duration = Duration::from_secs(60);
+/// How long none of the inferences that run may be answered, nor a canary beside them, before the
+/// pod is not ready: longer than any honest call that holds all others up.
+pub const HELD_UP: Duration = Duration::from_secs(600);
 /// Canaries in a row that must fail before the pod is not ready.
 pub const FAILURES: u32 = 3;
 /// Failed answers to relayed inferences in a row before they are told as a finding, and, in

@@ -321,6 +321,10 @@ pub struct WorkerStatus {
     pub canary_at: Option<String>,
     /// When the canary was sent that is not answered yet.
     pub canary_outstanding_since: Option<String>,
+    /// For how long none of the inferences that run was answered, in seconds, where a canary beside
+    /// them has no answer either.
+    #[serde(default)]
+    pub unanswered_for_s: Option<f64>,
     /// Why none is sent at the moment.
     pub canary_skipped: Option<String>,
     /// Models that are UNKNOWN without being loaded.

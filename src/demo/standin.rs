@@ -161,6 +161,11 @@ impl StandIn {
         self.0.world.set(|s| s.worker_dead = dead);
     }
 
+    /// Whether inferences over HTTP hang until [`StandIn::release`], as with a hung worker.
+    pub fn set_worker_hangs(&self, hangs: bool) {
+        self.0.world.set(|s| s.worker_hangs = hangs);
+    }
+
     /// What every load over gRPC fails with; at first none does.
     pub fn set_load_error(&self, why: Option<&str>) {
         self.0.world.set(|s| s.load_error = why.map(Into::into));

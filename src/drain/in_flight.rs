@@ -6,7 +6,7 @@
 //! are not inference: a load may take an hour, and what it loads ends with the server.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ struct Count {
     now: AtomicUsize,
     /// Changes since the start, so that a call that came and went in a moment is seen.
     changes: AtomicU64,
+    answers: AtomicU64,
     waiting: AtomicUsize,
     changed: Notify,
 }
@@ -91,6 +92,16 @@ impl InFlight {
     /// How many run now.
     pub fn now(&self) -> usize {
         self.count.now.load(SeqCst)
+    }
+
+    /// A result, or a piece of one, has come from the server's worker.
+    pub fn answered(&self) {
+        self.count.answers.fetch_add(1, Relaxed);
+    }
+
+    /// How often that was so: a call may also end because its caller has gone.
+    pub fn answers(&self) -> u64 {
+        self.count.answers.load(Relaxed)
     }
 
     /// Completes when none has run, not even for a moment, for as long as `settle`.

@@ -258,7 +258,7 @@ impl World {
         let changed = was != self.truth[p][c].state() || chosen != self.chosen[p];
         prop_assert_eq!(*self.watching.changes.borrow() - told, u64::from(changed));
         let none_up = self.truth[p].iter().all(|t| t.state() != State::Up);
-        prop_assert!(hurry(&view, protocol, c) || !none_up);
+        prop_assert!(hurry(&view, protocol, c) == Hurry::NoneUp || !none_up);
         Ok(())
     }
 

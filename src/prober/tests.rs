@@ -137,6 +137,31 @@ async fn probing_is_fast_until_something_answers_and_then_keeps_to_the_interval(
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_hurried_for_ever_and_each_fall_is_hurried_anew() {
+    let run = run(|c, now| {
+        let now = now.as_secs_f64();
+        if is(c, "a") && (100.0..110.0).contains(&now) {
+            up()
+        } else {
+            down(Reason::Refused)
+        }
+    });
+    run.at(99.0).await;
+    let (fast, slow) = (run.asked("a", 10, 50), run.asked("a", 70, 90));
+    assert!((360..=450).contains(&fast), "{fast} probes in 40 s");
+    assert!((17..=23).contains(&slow), "{slow} probes in 20 s");
+    // A caller still brings one forward.
+    run.watching.hints.probe_now(Protocol::Grpc);
+    run.at(99.05).await;
+    assert!(run.asked("a", 99, 100) >= 1);
+    run.at(102.0).await;
+    assert_eq!(run.selection().as_deref(), Some("a"));
+    run.at(140.0).await;
+    let again = run.asked("a", 115, 135);
+    assert!((180..=225).contains(&again), "{again} probes in 20 s");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusing_server_is_left_within_a_second_and_a_half() {
     let run = run(|c, now| {
         let now = now.as_secs_f64();

@@ -55,9 +55,11 @@ impl Flights {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Of the same files; of files that are not known nothing is the same.
     fn of(&self, model: &str, files: Option<Fingerprint>) -> Option<Flight> {
         let flights = self.lock();
-        let same = |f: &&Flight| f.model == model && f.files == files;
+        let known = files.is_some();
+        let same = |f: &&Flight| known && f.model == model && f.files == files;
         flights.iter().find(same).cloned()
     }
 
@@ -85,7 +87,9 @@ impl Flights {
     ///
     /// The server does not load twice where the same load is under way, or the model is READY, was
     /// loaded from the files as they are now, and was seen to work not long ago. READY is what the
-    /// server says at this moment, never what was known before. `None` where it has the model.
+    /// server says at this moment, never what was known before. Another load of the model, or one
+    /// of files that are not known, is made, and the server carries it out behind the one under
+    /// way. `None` where it has the model.
     pub(super) async fn load<H, A>(
         &self,
         memory: &Memory,
@@ -99,15 +103,13 @@ impl Flights {
         A: Future<Output = bool>,
     {
         let mut asked = false;
+        let mut restored = false;
         while memory.settings().coalesce {
             // Each wait may have let others pass: so after each all is looked at anew, and
             // between the last look and the beginning of this load there is none.
             if memory.is_restoring(model) {
                 memory.until_not_restoring(model).await;
-                if has().await {
-                    memory.coalesced(Coalesced::Shared);
-                    return Ok(None);
-                }
+                restored = true;
                 continue;
             }
             if let Some(mut flight) = self.of(model, files) {
@@ -123,7 +125,10 @@ impl Flights {
             if fresh && !asked {
                 asked = true;
                 if has().await {
-                    memory.coalesced(Coalesced::Ready);
+                    memory.coalesced(match restored {
+                        true => Coalesced::Shared,
+                        false => Coalesced::Ready,
+                    });
                     return Ok(None);
                 }
                 continue;

@@ -64,6 +64,11 @@ impl FrameHead {
         self.kind == SETTINGS && self.flags & FLAG_ACK != 0
     }
 
+    /// Carries a piece of a message.
+    pub fn is_data(&self) -> bool {
+        self.kind == DATA
+    }
+
     /// Announces settings.
     pub fn is_settings(&self) -> bool {
         self.kind == SETTINGS && self.flags & FLAG_ACK == 0

@@ -6,6 +6,8 @@ use http::{Method, StatusCode};
 
 use super::Context;
 use super::reserved::unescaped;
+use crate::drain::in_flight::InFlight;
+use crate::models::Poke;
 use crate::restore::{Loading, Memory, Unloading};
 use crate::worker::Worker;
 
@@ -71,9 +73,12 @@ pub(crate) fn plain(name: &str) -> String {
 pub struct Heed<'a> {
     memory: &'a Memory,
     worker: &'a Worker,
+    in_flight: &'a InFlight,
+    poke: &'a Poke,
     inference: Option<String>,
     load: Option<Loading>,
-    unload: Option<Unloading>,
+    /// Ends with this.
+    _unload: Option<Unloading>,
 }
 
 impl<'a> Heed<'a> {
@@ -83,9 +88,11 @@ impl<'a> Heed<'a> {
         let mut heed = Heed {
             memory,
             worker: &context.worker,
+            in_flight: &context.in_flight,
+            poke: &context.poke,
             inference: None,
             load: None,
-            unload: None,
+            _unload: None,
         };
         match about(method, path) {
             About::Inference(model) => {
@@ -98,7 +105,7 @@ impl<'a> Heed<'a> {
             About::Unload(model) => {
                 let model = plain(model);
                 context.flights.unloading(&model);
-                heed.unload = Some(memory.unloading(&model));
+                heed._unload = Some(memory.unloading(&model));
             }
             About::Nothing => {}
         }
@@ -107,21 +114,33 @@ impl<'a> Heed<'a> {
 
     /// With what the head of the answer says, and whether its body calls itself plain text.
     /// Without it, as when the caller has gone, nothing is known.
-    pub fn after(self, status: StatusCode, is_text: bool) {
+    pub fn after(mut self, status: StatusCode, is_text: bool) {
         let ok = status == StatusCode::OK;
-        if let (Some(load), true) = (self.load, ok) {
+        if let (Some(load), true) = (self.load.take(), ok) {
             load.succeeded();
         }
-        if let Some(model) = self.inference {
+        if let Some(model) = self.inference.take() {
             if ok {
+                self.in_flight.answered();
                 self.memory.worked(&model);
                 self.worker.worked();
             } else if status == StatusCode::INTERNAL_SERVER_ERROR && is_text {
                 // A server whose worker cannot work: MLServer's own errors are JSON.
                 self.worker.failed();
+            } else if status == StatusCode::NOT_FOUND {
+                self.memory.missed(&model);
             }
         }
-        drop(self.unload);
+    }
+}
+
+impl Drop for Heed<'_> {
+    fn drop(&mut self) {
+        // No answer was seen: the caller has gone, and the server finishes the load all the same.
+        if let Some(load) = self.load.take() {
+            load.left();
+            self.poke.now();
+        }
     }
 }
 

@@ -287,7 +287,12 @@ impl Splice {
             downward.send(&first).await?;
             drop(first);
             let count = |head: &FrameHead| {
-                lock().see(|calls| calls.from_server(head));
+                let mut running = lock();
+                // A call that fails ends without a piece of a message.
+                if head.is_data() {
+                    running.in_flight.answered();
+                }
+                running.see(|calls| calls.from_server(head));
             };
             downward.carry(move_on, Direction::Down, count).await
         });

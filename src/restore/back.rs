@@ -66,23 +66,7 @@ pub(crate) async fn put_back(memory: Memory, model: String, server: impl Serves)
     let _busy = memory.busy();
     let begun = memory.now();
     tracing::info!(model, "loading a model that the server has lost");
-    let outcome = server.load(&model).await;
-    let error = outcome.as_ref().err().cloned();
-    let mut then = memory.change(|book, now| {
-        let took = now.saturating_sub(begun);
-        let loaded = outcome.map(|()| Loaded {
-            at: now,
-            took,
-            files,
-        });
-        book.load_done(&model, loaded, now)
-    });
-    if then == Then::Wait {
-        then = memory.settled(&model).await;
-        if then == Then::Dropped {
-            memory.change(|book, now| book.ended(&model, now));
-        }
-    }
+    let (then, error) = load(&memory, &model, &server, files).await;
     memory.0.series.done(then, error.is_none());
     let took = memory.now().saturating_sub(begun);
     match then {
@@ -97,17 +81,88 @@ pub(crate) async fn put_back(memory: Memory, model: String, server: impl Serves)
             error,
             "the model was not restored; it is left to the agent, which loads it at the next request for it"
         ),
-        Then::Undo => {
-            tracing::info!(
-                model,
-                "the model was unloaded by its owner while it was restored: unloading it"
-            );
-            if let Err(error) = server.unload(&model).await {
-                tracing::warn!(model, error, "a model that nobody wants is still in memory");
-            }
-            memory.change(|book, now| book.ended(&model, now));
-        }
+        Then::Undo => undo(&memory, &model, &server).await,
         Then::Dropped | Then::Wait => {}
     }
     true
+}
+
+/// Unloads a READY model that its worker does not have, and loads it again. `None` where it was
+/// left to its owner, who is at it or does not want it any more.
+pub(crate) async fn put_anew(
+    memory: &Memory,
+    model: &str,
+    server: &impl Serves,
+) -> Option<Result<(), String>> {
+    if memory.0.drain.has_begun() || !memory.change(|book, _| book.takes(model)) {
+        return None;
+    }
+    let _busy = memory.busy();
+    let ended = || memory.change(|book, now| book.ended(model, now));
+    if let Err(error) = server.unload(model).await {
+        ended();
+        return Some(Err(error));
+    }
+    let files = server.files(memory, model).await;
+    if !memory.book().may_load(model) {
+        ended();
+        return None;
+    }
+    let (then, error) = load(memory, model, server, files).await;
+    let failed = || error.unwrap_or_else(|| "the server was restarted".into());
+    match then {
+        Then::Restored => Some(Ok(())),
+        Then::Undo => {
+            undo(memory, model, server).await;
+            None
+        }
+        Then::Later | Then::GivenUp => {
+            // Where nothing is restored nobody tries again but the agent.
+            if !memory.settings().restore {
+                ended();
+            }
+            Some(Err(failed()))
+        }
+        Then::Dropped | Then::Wait => None,
+    }
+}
+
+/// Loads a model that counts as running, and waits for its owner where he is at it as well. What
+/// became of it, and the server's error.
+async fn load(
+    memory: &Memory,
+    model: &str,
+    server: &impl Serves,
+    files: Option<Fingerprint>,
+) -> (Then, Option<String>) {
+    let begun = memory.now();
+    let outcome = server.load(model).await;
+    let error = outcome.as_ref().err().cloned();
+    let mut then = memory.change(|book, now| {
+        let took = now.saturating_sub(begun);
+        let loaded = outcome.map(|()| Loaded {
+            at: now,
+            took,
+            files,
+        });
+        book.load_done(model, loaded, now)
+    });
+    if then == Then::Wait {
+        then = memory.settled(model).await;
+        if then == Then::Dropped {
+            memory.change(|book, now| book.ended(model, now));
+        }
+    }
+    (then, error)
+}
+
+async fn undo(memory: &Memory, model: &str, server: &impl Serves) {
+    tracing::info!(
+        model,
+        "the model was unloaded by its owner while it was restored: unloading it"
+    );
+    if let Err(error) = server.unload(model).await {
+        tracing::warn!(model, error, "a model that nobody wants is still in memory");
+    }
+    memory.change(|book, now| book.ended(model, now));
 }

@@ -25,6 +25,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const TRUST: Duration = Duration::from_secs(60);
 /// The same in loads: reloading a model may take a tenth of the time, however long one takes.
 const TRUST_IN_LOADS: u32 = 10;
+/// How long a load whose end nobody sees is believed to run at most.
+pub const LONGEST: Duration = Duration::from_secs(30 * 60);
+/// An index that was asked for so soon after a load was left may be older than the load.
+const SETTLES: Duration = Duration::from_secs(1);
 /// Models that are remembered; far above what one server holds.
 const MOST: usize = 10_000;
 
@@ -73,6 +77,8 @@ struct Entry {
     gone: Option<Duration>,
     /// Callers' loads and unloads under way.
     calls: usize,
+    /// When the caller of a load over HTTP had gone, with which the server goes on.
+    left: Option<Duration>,
     /// The last load that succeeded.
     loaded: Option<Loaded>,
     stage: Stage,
@@ -80,6 +86,17 @@ struct Entry {
     again: bool,
     failures: u32,
     error: Option<String>,
+}
+
+impl Entry {
+    fn is_of_use(&self) -> bool {
+        self.wanted || self.calls > 0 || self.stage == Stage::Running || self.left.is_some()
+    }
+
+    fn is_left(&self, now: Duration) -> bool {
+        self.left
+            .is_some_and(|at| now.saturating_sub(at) <= LONGEST)
+    }
 }
 
 /// A load that succeeded.
@@ -173,9 +190,13 @@ impl Book {
             if entry.wanted && not_in_memory && entry.changed < asked && settled {
                 entry.gone.get_or_insert(asked);
             }
+            let state = listed.get(name.as_str());
+            let loads = state.is_some_and(|s| matches!(*s, "UNKNOWN" | "LOADING"));
+            entry.left = entry.left.filter(|at| {
+                loads && asked.saturating_sub(*at) <= LONGEST || asked <= *at + SETTLES
+            });
         }
-        self.entries
-            .retain(|_, e| e.wanted || e.calls > 0 || e.stage == Stage::Running);
+        self.entries.retain(|_, e| e.is_of_use());
         let told = std::mem::take(&mut self.told);
         self.adopt(told, asked);
     }
@@ -234,11 +255,20 @@ impl Book {
             entry.since = now;
             entry.gone = None;
             entry.loaded = loaded;
+            entry.left = None;
             entry.failures = 0;
             entry.error = None;
             if entry.stage != Stage::Running {
                 entry.stage = Stage::Nothing;
             }
+        }
+    }
+
+    /// It has ended for the shim only: its caller has gone, and the server goes on with it.
+    pub fn load_left(&mut self, name: &str, now: Duration) {
+        self.load_ended(name, None, now);
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.left = Some(now);
         }
     }
 
@@ -266,6 +296,8 @@ impl Book {
         if let Some(entry) = self.entries.get_mut(name) {
             entry.calls = entry.calls.saturating_sub(1);
             entry.changed = now;
+            // The server carries it out behind the load.
+            entry.left = None;
         }
     }
 
@@ -280,6 +312,23 @@ impl Book {
     pub fn worked(&mut self, name: &str, now: Duration) {
         if let Some(entry) = self.entries.get_mut(name) {
             entry.worked = Some(now);
+        }
+    }
+
+    /// The server was seen not to have the model after all: from now on nothing is believed of
+    /// what is in its worker's hands.
+    pub fn missed(&mut self, name: &str) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.loaded = None;
+            entry.worked = None;
+        }
+    }
+
+    /// As [`Book::missed`], of every model: a worker has ended.
+    pub fn worker_ended(&mut self) {
+        for entry in self.entries.values_mut() {
+            entry.loaded = None;
+            entry.worked = None;
         }
     }
 
@@ -307,20 +356,19 @@ impl Book {
             entry.gone = None;
             entry.loaded = None;
             entry.worked = None;
+            entry.left = None;
             entry.again = entry.stage == Stage::Running;
             if entry.wanted && entry.stage == Stage::Nothing {
                 entry.stage = Stage::Due { at: now };
             }
         }
-        self.entries
-            .retain(|_, e| e.wanted || e.calls > 0 || e.stage == Stage::Running);
+        self.entries.retain(|_, e| e.is_of_use());
     }
 
     /// The next model to look at, most recently used first, then most recently loaded. It counts
     /// as running until [`Book::ended`] or one of its kind.
     pub fn next(&mut self, now: Duration) -> Option<String> {
-        let running = self.entries.values().filter(|e| e.stage == Stage::Running);
-        if running.count() >= AT_ONCE {
+        if self.has_no_place() {
             return None;
         }
         let due = |e: &Entry| matches!(e.stage, Stage::Due { at } if at <= now) && e.calls == 0;
@@ -333,8 +381,29 @@ impl Book {
         Some(name.clone())
     }
 
+    fn has_no_place(&self) -> bool {
+        let running = self.entries.values().filter(|e| e.stage == Stage::Running);
+        running.count() >= AT_ONCE
+    }
+
+    /// Takes a model that is to be unloaded and loaded again: it counts as running, as after
+    /// [`Book::next`]. False where nobody wants it, or its owner or the shim is at it already.
+    pub fn takes(&mut self, name: &str) -> bool {
+        let entry = self.entries.get_mut(name);
+        let free = |e: &&mut Entry| e.wanted && e.calls == 0 && e.stage == Stage::Nothing;
+        let Some(entry) = entry.filter(free) else {
+            return false;
+        };
+        entry.stage = Stage::Running;
+        true
+    }
+
     /// When [`Book::next`] may have something that it has not now; `None` where nothing is due.
     pub fn due(&self) -> Option<Duration> {
+        // The end of what runs tells of itself.
+        if self.has_no_place() {
+            return None;
+        }
         self.entries
             .values()
             .filter(|e| e.wanted && e.calls == 0)
@@ -460,6 +529,22 @@ impl Book {
     pub fn calls(&self, name: &str) -> usize {
         let entry = self.entries.get(name);
         entry.map_or(0, |e| e.calls + usize::from(e.stage == Stage::Running))
+    }
+
+    /// Whether a load of the model goes on in the server although its caller has gone.
+    pub fn is_left(&self, name: &str, now: Duration) -> bool {
+        self.entries.get(name).is_some_and(|e| e.is_left(now))
+    }
+
+    /// Whether that is so of any.
+    pub fn any_left(&self, now: Duration) -> bool {
+        self.entries.values().any(|e| e.is_left(now))
+    }
+
+    /// Whether any model is being loaded or unloaded.
+    pub fn is_changing(&self, now: Duration) -> bool {
+        let changes = |e: &Entry| e.calls > 0 || e.stage == Stage::Running || e.is_left(now);
+        self.entries.values().any(changes)
     }
 
     /// How many models belong in memory.

@@ -200,6 +200,78 @@ fn a_load_is_needless_only_from_the_same_files_and_while_the_model_is_trusted() 
     assert!(!book.is_fresh("a", &old, s(911)));
 }
 
+#[test]
+fn trust_ends_with_a_miss_and_with_a_worker() {
+    let files = Fingerprint::number(1);
+    let mut book = Book::default();
+    let load = |book: &mut Book, name: &str| {
+        book.load_begins(name, s(1));
+        let done = Loaded {
+            at: s(300),
+            took: s(300),
+            files: Some(files),
+        };
+        book.load_ended(name, Some(done), s(300));
+        book.worked(name, s(301));
+    };
+    load(&mut book, "a");
+    load(&mut book, "b");
+    assert!(book.is_fresh("a", &files, s(3000)), "for 50 minutes");
+    book.missed("a");
+    assert!(!book.is_fresh("a", &files, s(302)) && book.is_fresh("b", &files, s(302)));
+    load(&mut book, "a");
+    book.worker_ended();
+    assert!(!book.is_fresh("a", &files, s(302)) && !book.is_fresh("b", &files, s(302)));
+    assert_eq!(book.wanted(), 2, "they belong in memory all the same");
+}
+
+#[test]
+fn what_is_due_wakes_nobody_while_there_is_no_place() {
+    let mut book = with(&["a", "b", "c"]);
+    book.restarted(s(1), s(2));
+    assert_eq!(book.due(), Some(s(2)));
+    let first = book.next(s(2)).unwrap();
+    assert_eq!(book.due(), Some(s(2)));
+    book.next(s(2)).unwrap();
+    assert_eq!(book.due(), None, "the end of one wakes");
+    book.load_done(&first, Ok(loaded(9)), s(9));
+    assert_eq!(book.due(), Some(s(2)));
+}
+
+#[test]
+fn a_model_is_taken_anew_only_where_nobody_else_is_at_it() {
+    let mut book = with(&["a", "b"]);
+    assert!(!book.takes("stranger"));
+    book.load_begins("b", s(2));
+    assert!(!book.takes("b"), "its owner loads it");
+    assert!(book.takes("a") && !book.takes("a"));
+    assert!(book.is_running("a") && book.may_load("a"));
+    book.unload_begins("a", s(3));
+    assert!(!book.may_load("a"));
+    book.unload_ended("a", s(4));
+    book.ended("a", s(4));
+    assert_eq!((book.next(s(9)), book.wanted()), (None, 1));
+    assert!(!book.takes("a"), "nobody wants it");
+}
+
+#[test]
+fn a_load_that_its_caller_left_is_under_way_until_an_index_tells() {
+    let mut book = Book::default();
+    book.load_begins("a", s(2));
+    assert!(book.is_changing(s(2)));
+    book.load_left("a", s(3));
+    assert_eq!(book.calls("a"), 0);
+    let states = |state| [("a", state)].into_iter();
+    book.index(states("UNAVAILABLE"), s(3));
+    assert!(book.is_left("a", s(4)), "that index may be older");
+    book.index(states("UNKNOWN"), s(60));
+    assert!(book.is_left("a", s(60)) && book.any_left(s(60)) && book.is_changing(s(60)));
+    assert!(!book.is_left("a", s(4) + LONGEST), "not for ever");
+    book.index(states("READY"), s(90));
+    assert!(!book.any_left(s(90)) && !book.is_changing(s(90)));
+    assert_eq!(book.wanted(), 1, "it is restored after a restart");
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Load(u8, bool),

@@ -136,10 +136,11 @@ impl Runner {
                     listed = Some(new);
                 }
             }
-            self.load(&now, &seen, &mut tasks);
+            let may = self.load(&now, &seen, &mut tasks);
             let all = self.memory.book().restoring();
             self.memory.0.series.show(&all);
-            let due = self.memory.book().due();
+            // Where nothing may be loaded, what changes that wakes this loop.
+            let due = self.memory.book().due().filter(|_| may);
             let wait = due.map(|at| at.saturating_sub(self.memory.now()));
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
@@ -218,22 +219,23 @@ impl Runner {
         }
     }
 
-    fn load(&self, view: &View, observed: &Observed, tasks: &mut JoinSet<()>) {
+    /// Begins what is due. False where nothing may be loaded now.
+    fn load(&self, view: &View, observed: &Observed, tasks: &mut JoinSet<()>) -> bool {
         let memory = &self.memory;
         if !memory.settings().restore || memory.0.drain.has_begun() {
-            return;
+            return false;
         }
         let Some(address) = address(view) else {
-            return;
+            return false;
         };
         let full = is_full(observed);
         memory.0.room.send_replace(full.clone());
         if full.is_some() {
-            return;
+            return false;
         }
         loop {
             let Some(model) = memory.book().next(memory.now()) else {
-                return;
+                return true;
             };
             tasks.spawn(self.restore(model, address));
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{FAILURES, HUNG, PATIENCE};
+use super::{FAILURES, HELD_UP, HUNG, PATIENCE};
 
 /// How one canary ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,11 +50,51 @@ impl Answer {
     }
 }
 
+/// A canary beside other inferences that has had no answer for so long is told.
+const LATE: Duration = Duration::from_secs(5);
+
+/// Since when inferences run and none of them is answered, from looks.
+#[derive(Debug, Clone, Default)]
+pub struct Silence {
+    since: Option<Duration>,
+    answers: u64,
+}
+
+impl Silence {
+    /// A look: how many run, how many were ever answered with a result, and whether a load or
+    /// unload is under way, behind which they wait. True where one was answered since the last.
+    pub fn look(&mut self, now: Duration, running: usize, answers: u64, loads: bool) -> bool {
+        let heard = std::mem::replace(&mut self.answers, answers) != answers;
+        if heard || loads || running == 0 {
+            self.since = None;
+        }
+        if running > 0 && !loads {
+            self.since.get_or_insert(now);
+        }
+        heard
+    }
+
+    /// Since when; `None` where nothing runs.
+    pub fn since(&self) -> Option<Duration> {
+        self.since
+    }
+
+    /// Something else has shown that the worker answers.
+    pub fn ends(&mut self) {
+        self.since = None;
+    }
+}
+
 /// The canary as it stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Canary {
     /// When the one was sent that is not answered yet.
     pub outstanding: Option<Duration>,
+    /// From when its waiting counts: since it was sent, an inference of a caller's was answered
+    /// last, or the last load or unload ended, behind which it waits.
+    counts: Option<Duration>,
+    /// Where it was sent beside inferences that run: since when none of those was answered.
+    beside: Option<Duration>,
     /// How the last one ended, and when.
     pub last: Option<(Answer, Duration)>,
     /// When one last worked.
@@ -68,15 +108,27 @@ pub struct Canary {
 }
 
 impl Canary {
-    /// One is sent.
-    pub fn sent(&mut self, now: Duration) {
+    /// One is sent: beside inferences of which none has been answered since `beside`, where some
+    /// run.
+    pub fn sent(&mut self, now: Duration, beside: Option<Duration>) {
         self.outstanding = Some(now);
+        self.counts = Some(now);
+        self.beside = beside;
         self.skipped = None;
+    }
+
+    /// It is not answered yet, and there is a reason: an inference was answered, so the worker
+    /// works, or a load or unload is under way.
+    pub fn excused(&mut self, now: Duration) {
+        self.counts = Some(now);
+        self.beside = self.beside.and(Some(now));
     }
 
     /// It has ended.
     pub fn ended(&mut self, answer: Answer, now: Duration) {
         self.outstanding = None;
+        self.counts = None;
+        self.beside = None;
         match &answer {
             Answer::WorkerFailed(_) => {
                 self.failures += 1;
@@ -98,13 +150,20 @@ impl Canary {
     /// Why every inference fails, as far as a canary can tell.
     pub fn broken(&self, now: Duration) -> Option<String> {
         // Before the first success the request may simply be a slow one.
-        if let (Some(sent), Some(_)) = (self.outstanding, self.worked)
-            && now.saturating_sub(sent) >= HUNG
+        if let (Some(from), Some(_)) = (self.counts, self.worked)
+            && now.saturating_sub(from) >= HUNG
+            // What it was sent beside may be one honest call that takes its time.
+            && self.beside.is_none_or(|since| now.saturating_sub(since) >= HELD_UP)
         {
-            let outstanding = now.saturating_sub(sent).as_secs();
-            return Some(format!(
-                "a canary inference has had no answer for {outstanding} s: the worker hangs, or is held up by one long call or load"
-            ));
+            let silent = now.saturating_sub(self.beside.unwrap_or(from)).as_secs();
+            return Some(match self.beside {
+                None => format!(
+                    "a canary inference has had no answer for {silent} s: the worker hangs, or is held up by one long call"
+                ),
+                Some(_) => format!(
+                    "inferences run, and none has been answered for {silent} s, nor a canary inference beside them: the worker hangs, or has been held up by one call for all that time"
+                ),
+            });
         }
         let since = self.failing.filter(|_| self.failures >= FAILURES)?;
         (now.saturating_sub(since) >= PATIENCE).then(|| {
@@ -114,6 +173,14 @@ impl Canary {
                 self.reason().unwrap_or_default()
             )
         })
+    }
+
+    /// For how long none of the inferences that run has been answered, where a canary was sent
+    /// beside them and has had time for an answer, too.
+    pub fn unanswered(&self, now: Duration) -> Option<Duration> {
+        let late = now.saturating_sub(self.counts?) >= LATE;
+        self.worked.filter(|_| late)?;
+        Some(now.saturating_sub(self.beside?))
     }
 
     /// What the server said to the last one, where it failed or was refused.
@@ -163,10 +230,10 @@ mod tests {
     #[test]
     fn a_canary_condemns_only_by_time_and_number() {
         let mut canary = Canary::default();
-        canary.sent(s(1));
+        canary.sent(s(1), None);
         assert_eq!(canary.broken(s(1000)), None, "it has never worked");
         canary.ended(Answer::Worked, s(2));
-        canary.sent(s(10));
+        canary.sent(s(10), None);
         assert_eq!(canary.broken(s(69)), None);
         assert!(canary.broken(s(70)).is_some());
         for at in [71, 80, 99] {
@@ -178,5 +245,61 @@ mod tests {
         assert!(canary.broken(s(102)).is_some(), "no news");
         canary.ended(Answer::Worked, s(103));
         assert_eq!(canary.broken(s(1000)), None);
+    }
+
+    #[test]
+    fn what_a_load_or_another_answer_explains_is_not_held_against_the_worker() {
+        let mut canary = Canary::default();
+        canary.ended(Answer::Worked, s(1));
+        canary.sent(s(10), None);
+        // A load of 72 s, and then as long as any other hang.
+        for at in 11..=83 {
+            canary.excused(s(at));
+            assert_eq!(canary.broken(s(at)), None);
+        }
+        assert_eq!(canary.broken(s(142)), None);
+        assert!(canary.broken(s(143)).is_some());
+        canary.excused(s(144));
+        assert_eq!(canary.broken(s(144)), None, "an inference was answered");
+    }
+
+    #[test]
+    fn one_long_call_is_told_and_condemns_nobody_for_ten_minutes() {
+        let mut canary = Canary::default();
+        canary.sent(s(5), Some(s(1)));
+        assert_eq!(canary.unanswered(s(100)), None, "it has never worked");
+        canary.ended(Answer::Worked, s(6));
+        canary.sent(s(70), Some(s(10)));
+        assert_eq!(canary.unanswered(s(74)), None);
+        assert_eq!(canary.unanswered(s(75)), Some(s(65)));
+        assert_eq!(canary.broken(s(609)), None, "it may be honest");
+        let why = canary.broken(s(610)).unwrap();
+        assert!(why.contains("none has been answered for 600 s"), "{why}");
+        canary.excused(s(611));
+        assert_eq!(
+            (canary.broken(s(611)), canary.unanswered(s(611))),
+            (None, None)
+        );
+        canary.ended(Answer::Worked, s(620));
+        assert_eq!(canary.unanswered(s(999)), None);
+    }
+
+    #[test]
+    fn silence_is_of_inferences_that_run_and_ends_with_an_answer_or_a_load() {
+        let mut silence = Silence::default();
+        assert!(!silence.look(s(1), 0, 0, false));
+        assert_eq!(silence.since(), None);
+        silence.look(s(2), 2, 0, false);
+        silence.look(s(9), 1, 0, false);
+        assert_eq!(silence.since(), Some(s(2)), "an end alone is no answer");
+        assert!(silence.look(s(10), 1, 1, false));
+        assert_eq!(silence.since(), Some(s(10)));
+        silence.look(s(20), 1, 1, true);
+        assert_eq!(silence.since(), None);
+        silence.look(s(90), 1, 1, false);
+        assert_eq!(silence.since(), Some(s(90)));
+        silence.ends();
+        silence.look(s(91), 1, 1, false);
+        assert_eq!(silence.since(), Some(s(91)));
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! Thin: what is seen is judged in [`super::record`], [`super::canary`] and [`super`]. Nothing
 //! that has been sent to the worker is ever given a limit or cancelled: a hung worker is told by
-//! the time that the canary is outstanding, and there is never a second one.
+//! the time that the canary is outstanding, and there is never a second one. Only where its server
+//! has gone the canary has, too.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use reqwest::header::CONTENT_TYPE;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::canary::{Answer, Canary};
+use super::canary::{Answer, Canary, Silence};
 use super::record::Record;
 use super::series::Series;
-use super::{Bad, STUCK, STUCK_MEND, Worker};
+use super::{HUNG, Worker};
 use crate::config::models::{self, Mend};
 use crate::drain::in_flight::InFlight;
 use crate::endpoint::Protocol;
@@ -31,13 +31,11 @@ use crate::restore::Memory;
 use crate::restore::server::{Asking, Has, address, reason};
 use crate::view::{Endpoint, Usable, View};
 
+mod mending;
+
 /// Time between two looks at the processes: a worker that dies at its start lives for 1.3 s to
 /// 2.5 s.
 const LOOK: Duration = Duration::from_secs(1);
-/// Time between two looks at models that may be stuck.
-const MODELS_LOOK: Duration = Duration::from_secs(5);
-/// Time from one index to the next while the server says that it is not ready.
-const INDEX_GAP: Duration = Duration::from_secs(15);
 /// The largest canary request.
 const MAX_REQUEST: u64 = 1024 * 1024;
 
@@ -75,6 +73,8 @@ pub struct Parts {
 pub struct Runner {
     parts: Parts,
     series: Series,
+    /// How long inferences may run without an answer before a canary is sent beside them.
+    patience: Duration,
 }
 
 impl Runner {
@@ -85,7 +85,11 @@ impl Runner {
             let seen = &parts.worker.0.seen;
             seen.send_modify(|seen| seen.canary = Some(Canary::default()));
         }
-        Runner { parts, series }
+        Runner {
+            parts,
+            series,
+            patience: HUNG,
+        }
     }
 
     /// Runs for ever. Returns only when the observer is gone, which is a fault of the process.
@@ -155,6 +159,7 @@ impl Runner {
         });
         let exits = record.exits();
         if exits > before {
+            self.parts.memory.worker_ended();
             tracing::warn!(exits, "a worker process of the server has ended");
         }
         self.series.show(&seen.borrow(), self.now());
@@ -164,11 +169,12 @@ impl Runner {
         let Some(canary) = &self.parts.canary else {
             return std::future::pending().await;
         };
+        let mut silence = Silence::default();
         loop {
-            sleep(canary.interval).await;
-            match self.may_ask(canary).await {
+            self.pause(canary.interval, &mut silence).await;
+            match self.may_ask(canary, &mut silence).await {
                 Ok((server, body)) => {
-                    let answer = self.ask(&server, &canary.model, body).await;
+                    let answer = self.ask(&server, &canary.model, body, &mut silence).await;
                     if answer == Answer::Lost {
                         self.lost(&server, &canary.model).await;
                     } else {
@@ -184,6 +190,30 @@ impl Runner {
         }
     }
 
+    /// Waits, and looks at what runs meanwhile.
+    async fn pause(&self, interval: Duration, silence: &mut Silence) {
+        let until = tokio::time::Instant::now() + interval;
+        loop {
+            self.look(silence);
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            sleep(left.min(LOOK)).await;
+        }
+    }
+
+    /// A look at the inferences that run. True where the worker is known to work, or has a load or
+    /// unload on its hands, beside which it does nothing.
+    fn look(&self, silence: &mut Silence) -> bool {
+        let (running, answers) = {
+            let calls = &self.parts.in_flight;
+            (calls.now(), calls.answers())
+        };
+        let loads = self.parts.memory.is_changing();
+        silence.look(self.now(), running, answers, loads) || loads
+    }
+
     fn with_canary(&self, change: impl FnOnce(&mut Canary, Duration)) {
         let now = self.now();
         self.parts.worker.0.seen.send_modify(|seen| {
@@ -192,7 +222,11 @@ impl Runner {
     }
 
     /// Whether it is a moment for a canary: never on a busy worker, and only to a loaded model.
-    async fn may_ask(&self, canary: &models::Canary) -> Result<(Asking, Vec<u8>), &'static str> {
+    async fn may_ask(
+        &self,
+        canary: &models::Canary,
+        silence: &mut Silence,
+    ) -> Result<(Asking, Vec<u8>), &'static str> {
         let Some(address) = address(&self.parts.watching.view.borrow()) else {
             return Err("the server does not answer");
         };
@@ -205,8 +239,10 @@ impl Runner {
         });
         let body = read.await.ok().flatten();
         let body = body.ok_or("SHIM_CANARY_REQUEST cannot be read, or is larger than 1 MiB")?;
-        if self.parts.memory.calls(&canary.model) > 0 {
-            return Err("its model is being loaded or unloaded");
+        // The worker does nothing beside a load, whatever model it is of.
+        const LOADS: &str = "a model is being loaded or unloaded";
+        if self.parts.memory.is_changing() {
+            return Err(LOADS);
         }
         match server.has(&canary.model).await {
             Has::Ready => {}
@@ -214,32 +250,63 @@ impl Runner {
             Has::Loading | Has::Unclear => return Err("its model is not ready"),
         }
         // Last, since the questions took time.
-        if self.parts.in_flight.now() > 0 {
+        self.look(silence);
+        if self.parts.memory.is_changing() {
+            return Err(LOADS);
+        }
+        let patient = |since| self.now().saturating_sub(since) < self.patience;
+        if silence.since().is_some_and(patient) {
             return Err("inferences are under way");
         }
         Ok((server, body))
     }
 
-    async fn ask(&self, server: &Asking, model: &str, body: Vec<u8>) -> Answer {
+    async fn ask(
+        &self,
+        server: &Asking,
+        model: &str,
+        body: Vec<u8>,
+        silence: &mut Silence,
+    ) -> Answer {
         let Some(url) = server.url(&["models", model, "infer"]) else {
             return Answer::Refused("the model's name does not make an address".into());
         };
-        self.with_canary(Canary::sent);
+        let beside = silence.since();
+        self.with_canary(|canary, now| canary.sent(now, beside));
+        let asked = self.main();
         let request = self.parts.client.post(url).body(body);
         let request = request.header(CONTENT_TYPE, "application/json");
-        let answer = match request.send().await {
-            Err(_) => Answer::Broken,
-            Ok(answer) => {
-                let status = answer.status().as_u16();
-                let kind = answer.headers().get(CONTENT_TYPE);
-                let plain = kind.is_some_and(|k| k.as_bytes().starts_with(b"text/plain"));
-                let said = match status {
-                    200 => None,
-                    _ => reason(answer).await,
-                };
-                Answer::judge(status, plain, said)
+        let asking = async {
+            let Ok(answer) = request.send().await else {
+                return Answer::Broken;
+            };
+            let status = answer.status().as_u16();
+            let kind = answer.headers().get(CONTENT_TYPE);
+            let plain = kind.is_some_and(|k| k.as_bytes().starts_with(b"text/plain"));
+            let said = match status {
+                200 => None,
+                _ => reason(answer).await,
+            };
+            Answer::judge(status, plain, said)
+        };
+        let mut asking = std::pin::pin!(asking);
+        let answer = loop {
+            tokio::select! {
+                answer = &mut asking => break answer,
+                () = sleep(LOOK) => {}
+            }
+            // A connection need not tell that its other end has gone.
+            let another = self
+                .main()
+                .is_some_and(|now| asked.is_some_and(|was| was != now));
+            if another || is_gone(&self.parts.watching.view.borrow()) {
+                break Answer::Broken;
+            }
+            if self.look(silence) {
+                self.with_canary(Canary::excused);
             }
         };
+        silence.ends();
         self.series.canary(answer.as_str());
         let kept = answer.clone();
         self.with_canary(|canary, now| canary.ended(kept, now));
@@ -249,144 +316,11 @@ impl Runner {
         answer
     }
 
-    /// The worker does not have a model that the server calls READY.
-    async fn lost(&self, server: &Asking, model: &str) {
-        // Unloaded in between, it was not lost.
-        if server.has(model).await != Has::Ready || self.parts.memory.calls(model) > 0 {
-            return;
-        }
-        let now = self.now();
-        let seen = &self.parts.worker.0.seen;
-        let new = seen.send_if_modified(|seen| {
-            let new = seen.lost.iter().all(|l| l.model != model);
-            if new {
-                seen.lost.push(Bad {
-                    model: model.into(),
-                    since: now,
-                });
-            }
-            new
-        });
-        if new {
-            tracing::warn!(model, "the model is READY and the worker does not have it");
-        }
-        if !self.parts.mend.lost {
-            return;
-        }
-        let _busy = self.parts.memory.busy();
-        let mended = match server.unload(model).await {
-            Ok(()) => server.load(model).await,
-            error => error,
-        };
-        self.mended("lost", model, mended);
-    }
-
-    fn mended(&self, state: &'static str, model: &str, outcome: Result<(), String>) {
-        match outcome {
-            Ok(()) => {
-                tracing::info!(model, state, "mended a model");
-                self.series.mended(state);
-                self.parts.worker.0.seen.send_modify(|seen| {
-                    *seen.mended.entry(state).or_default() += 1;
-                    seen.lost.retain(|l| state != "lost" || l.model != model);
-                    seen.stuck.retain(|s| state != "stuck" || s.model != model);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(model, state, error, "could not mend a model");
-                self.series.mended("failed");
-            }
-        }
-        self.parts.poke.now();
-    }
-
-    /// Models that are UNKNOWN without being loaded.
-    async fn models(&self) {
-        let mut inventory = self.parts.inventory.clone();
-        let mut unknown: BTreeMap<String, Duration> = BTreeMap::new();
-        let mut asked: Option<Duration> = None;
-        loop {
-            tokio::select! {
-                () = sleep(MODELS_LOOK) => {}
-                changed = inventory.changed() => if changed.is_err() { return },
-            }
-            let now = self.now();
-            let index = inventory.borrow_and_update().clone();
-            let (not_ready, up) = {
-                let view = self.parts.watching.view.borrow();
-                (
-                    view.server_ready(Protocol::Http) == Some(false),
-                    address(&view),
-                )
-            };
-            // A model that loads makes the server not ready: else there is nothing to look for.
-            if not_ready && asked.is_none_or(|at| now.saturating_sub(at) >= INDEX_GAP) {
-                asked = Some(now);
-                self.parts.poke.now();
-            }
-            let memory = &self.parts.memory;
-            let waits = |name: &str| {
-                let listed = index.models.iter().find(|m| m.name == name);
-                listed.is_some_and(|m| m.state == "UNKNOWN") && memory.calls(name) == 0
-            };
-            unknown.retain(|name, _| waits(name));
-            for model in &index.models {
-                let ours = model.name == crate::capability::probe_model::NAME;
-                if waits(&model.name) && !ours {
-                    let since = index.asked_at.unwrap_or(now);
-                    unknown.entry(model.name.clone()).or_insert(since);
-                }
-            }
-            let Some(address) = up else {
-                continue;
-            };
-            let server = Asking::new(self.parts.client.clone(), address);
-            let mut stuck = Vec::new();
-            for (model, since) in &unknown {
-                let old = now.saturating_sub(*since) >= STUCK;
-                if old && server.has(model).await == Has::Loading && memory.calls(model) == 0 {
-                    stuck.push(Bad {
-                        model: model.clone(),
-                        since: *since,
-                    });
-                }
-            }
-            self.stuck(&server, stuck).await;
-        }
-    }
-
-    async fn stuck(&self, server: &Asking, stuck: Vec<Bad>) {
-        let seen = &self.parts.worker.0.seen;
-        let known: Vec<String> = seen
-            .borrow()
-            .stuck
-            .iter()
-            .map(|s| s.model.clone())
-            .collect();
-        for new in stuck.iter().filter(|s| !known.contains(&s.model)) {
-            let model = &new.model;
-            tracing::warn!(
-                model,
-                "the model is UNKNOWN although no load of it is known to be under way: a load was cut off"
-            );
-        }
-        seen.send_if_modified(|seen| {
-            let changed = seen.stuck != stuck;
-            seen.stuck.clone_from(&stuck);
-            changed
-        });
-        if !self.parts.mend.stuck {
-            return;
-        }
-        let old = |s: &&Bad| self.now().saturating_sub(s.since) >= STUCK_MEND;
-        for bad in stuck.iter().filter(old) {
-            if self.parts.memory.calls(&bad.model) > 0 {
-                continue;
-            }
-            let _busy = self.parts.memory.busy();
-            let outcome = server.unload(&bad.model).await;
-            self.mended("stuck", &bad.model, outcome);
-        }
+    /// The server's main process, where it is seen.
+    fn main(&self) -> Option<(u32, u64)> {
+        let observed = self.parts.observed.borrow();
+        let main = &observed.server.as_ref()?.main;
+        Some((main.pid, main.start))
     }
 }
 

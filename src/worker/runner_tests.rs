@@ -1,6 +1,9 @@
 use super::*;
 use crate::clock::Clock;
+use crate::demo::standin::StandIn;
 use crate::drain::Drain;
+use crate::endpoint::Candidate;
+use crate::health::{Health, Outcome, Thresholds};
 use crate::procfs::tree::Tree;
 use crate::restore;
 use crate::worker::record::Workers;
@@ -12,29 +15,26 @@ fn gone(tree: &Tree, pid: u32) {
     std::fs::remove_dir_all(tree.path().join(pid.to_string())).unwrap();
 }
 
-/// Watches the processes in `tree`, as where the observer sees them.
-fn watch_processes(tree: &Tree) -> watch::Receiver<crate::worker::WorkerSeen> {
+/// A runner over these views and these observations.
+fn runner(
+    proc: PathBuf,
+    view: watch::Receiver<Arc<View>>,
+    observed: watch::Receiver<Arc<Observed>>,
+    canary: Option<models::Canary>,
+) -> Runner {
     let (clock, metrics) = (Clock::start(), Metrics::new());
-    let worker = Worker::new(clock);
-    let seen = worker.seen();
     let settings = restore::Settings {
         restore: false,
         coalesce: false,
         models_dir: PathBuf::new(),
     };
     let (memory, _jobs) = Memory::new(settings, clock, Drain::default(), &metrics);
-    let server = process::find(tree.path(), &[]).ok();
-    let observed = Observed {
-        server,
-        ..Observed::default()
-    };
-    let (keep, observed) = watch::channel(Arc::new(observed));
     let parts = Parts {
-        worker,
-        proc: tree.path().into(),
+        worker: Worker::new(clock),
+        proc,
         ports: vec![],
         watching: Watching {
-            view: watch::channel(Arc::default()).1,
+            view,
             changes: watch::channel(0).1,
             history: crate::history::History::default(),
             hints: crate::prober::Hints::default(),
@@ -45,10 +45,23 @@ fn watch_processes(tree: &Tree) -> watch::Receiver<crate::worker::WorkerSeen> {
         client: crate::models::client().unwrap(),
         poke: Poke::default(),
         in_flight: InFlight::default(),
-        canary: None,
+        canary,
         mend: Mend::default(),
     };
-    let runner = Runner::new(parts, &metrics);
+    Runner::new(parts, &metrics)
+}
+
+/// Watches the processes in `tree`, as where the observer sees them.
+fn watch_processes(tree: &Tree) -> watch::Receiver<crate::worker::WorkerSeen> {
+    let server = process::find(tree.path(), &[]).ok();
+    let observed = Observed {
+        server,
+        ..Observed::default()
+    };
+    let (keep, observed) = watch::channel(Arc::new(observed));
+    let view = watch::channel(Arc::default()).1;
+    let runner = runner(tree.path().into(), view, observed, None);
+    let seen = runner.parts.worker.seen();
     tokio::spawn(async move {
         let _keep = keep;
         runner.processes().await;
@@ -103,4 +116,176 @@ async fn what_the_workers_do_is_seen_within_a_second_however_long_nothing_happen
     given(52);
     let took = until(&mut seen, there(2)).await;
     assert!(took <= LOOK + Duration::from_millis(10), "{took:?}");
+}
+
+const INFER: &str = "/v2/models/iris/infer";
+
+/// The server is up, or refuses.
+fn view(server: &StandIn, up: bool) -> Arc<View> {
+    let address = server.http();
+    let candidate = Candidate {
+        protocol: Protocol::Http,
+        host: crate::endpoint::Host::Ip(address.ip()),
+        port: address.port(),
+    };
+    let mut health = Health::new(Thresholds {
+        rise: 1,
+        fall: 1,
+        grace: Duration::from_secs(20),
+    });
+    let outcome = match up {
+        true => Outcome::Healthy {
+            ready: Some(true),
+            latency: Duration::ZERO,
+        },
+        false => Outcome::Unhealthy {
+            reason: Reason::Refused,
+            detail: String::new(),
+        },
+    };
+    health.observe(&outcome, Duration::from_secs(1));
+    let mut view = View::default();
+    view.endpoints[Protocol::Http.index()] = vec![Endpoint::new(candidate, health)];
+    view.selection[Protocol::Http.index()] = up.then_some(0);
+    Arc::new(view)
+}
+
+/// A canary every 20 ms to a stand-in, and beside inferences that have been silent for 300 ms.
+struct Canaries {
+    server: StandIn,
+    view: watch::Sender<Arc<View>>,
+    in_flight: InFlight,
+    memory: Memory,
+    seen: watch::Receiver<crate::worker::WorkerSeen>,
+    request: PathBuf,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Canaries {
+    async fn begin(test: &str) -> Canaries {
+        let server = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
+        let name = format!("agent-shim-runner-{test}-{}.json", std::process::id());
+        let request = std::env::temp_dir().join(name);
+        std::fs::write(&request, "{}").unwrap();
+        let canary = models::Canary {
+            model: "iris".into(),
+            request: request.clone(),
+            interval: Duration::from_millis(20),
+        };
+        let (sender, view) = watch::channel(view(&server, true));
+        let (keep, observed) = watch::channel(Arc::default());
+        let mut runner = runner(PathBuf::new(), view, observed, Some(canary));
+        runner.patience = Duration::from_millis(300);
+        let parts = &runner.parts;
+        let (in_flight, memory) = (parts.in_flight.clone(), parts.memory.clone());
+        let seen = parts.worker.seen();
+        let task = tokio::spawn(async move {
+            let _keep = keep;
+            runner.canary().await;
+        });
+        Canaries {
+            server,
+            view: sender,
+            in_flight,
+            memory,
+            seen,
+            request,
+            task,
+        }
+    }
+
+    fn sent(&self) -> usize {
+        self.server.calls_to(INFER).len()
+    }
+
+    /// The worker hangs, and a canary is in its hands.
+    async fn hung(&mut self) -> Canary {
+        self.server.set_worker_hangs(true);
+        loop {
+            let out = self.until("one", |c| c.outstanding.is_some()).await;
+            sleep(Duration::from_millis(100)).await;
+            if self.seen.borrow().canary.as_ref() == Some(&out) {
+                return out;
+            }
+        }
+    }
+
+    async fn until(&mut self, what: &str, so: impl Fn(&Canary) -> bool) -> Canary {
+        let seen = self.seen.wait_for(|seen| so(seen.canary.as_ref().unwrap()));
+        let seen = tokio::time::timeout(Duration::from_secs(30), seen).await;
+        let seen = seen.unwrap_or_else(|_| panic!("not within 30 s: {what}"));
+        seen.unwrap().canary.clone().unwrap()
+    }
+}
+
+impl Drop for Canaries {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_file(&self.request);
+    }
+}
+
+#[tokio::test]
+async fn beside_inferences_that_nobody_answers_one_canary_is_sent_and_no_other() {
+    let mut canaries = Canaries::begin("beside").await;
+    canaries.until("a canary", |c| c.worked.is_some()).await;
+    let calls = canaries.in_flight.clone();
+    let _hung = [calls.one(), calls.one()];
+    canaries
+        .until("a skip", |c| c.skipped == Some("inferences are under way"))
+        .await;
+    let before = canaries.sent();
+    canaries.server.set_worker_hangs(true);
+    // While others are answered the worker is only busy.
+    for _ in 0..10 {
+        calls.answered();
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(canaries.sent(), before);
+    let begun = tokio::time::Instant::now();
+    canaries
+        .until("one beside", |c| c.outstanding.is_some())
+        .await;
+    assert!(begun.elapsed() >= Duration::from_millis(150), "not at once");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(canaries.sent(), before + 1, "one only");
+    // It is answered: the worker works, and is left alone for as long again.
+    canaries.server.set_worker_hangs(false);
+    canaries.server.release();
+    canaries
+        .until("a skip", |c| c.skipped == Some("inferences are under way"))
+        .await;
+    assert_eq!(canaries.sent(), before + 1);
+}
+
+#[tokio::test]
+async fn no_canary_is_sent_beside_a_load_of_another_model_and_its_time_does_not_count() {
+    let mut canaries = Canaries::begin("load").await;
+    canaries.until("a canary", |c| c.worked.is_some()).await;
+    let out = canaries.hung().await;
+    let load = canaries.memory.loading("other", None);
+    // Excused by a look, once a second.
+    canaries.until("an excuse", |c| *c != out).await;
+    canaries.server.set_worker_hangs(false);
+    canaries.server.release();
+    canaries
+        .until("a skip", |c| {
+            c.skipped == Some("a model is being loaded or unloaded")
+        })
+        .await;
+    let before = canaries.sent();
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(canaries.sent(), before);
+    load.succeeded();
+    canaries.until("one more", |c| c.skipped.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_canary_ends_with_the_server_although_its_connection_does_not() {
+    let mut canaries = Canaries::begin("gone").await;
+    canaries.until("a canary", |c| c.worked.is_some()).await;
+    canaries.hung().await;
+    canaries.view.send_replace(view(&canaries.server, false));
+    let ended = canaries.until("its end", |c| c.outstanding.is_none()).await;
+    assert_eq!(ended.last.unwrap().0, Answer::Broken);
 }

@@ -322,16 +322,21 @@ impl Folder {
         let name = format!("agent-shim-restore-{test}-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
         let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(path.join("iris")).unwrap();
         let folder = Folder(path);
         folder.write("1");
         folder
     }
 
     fn write(&self, text: &str) {
-        std::fs::write(self.0.join("iris/model"), text).unwrap();
-        let settings = r#"{"name":"iris","parameters":{"uri":"./model"}}"#;
-        std::fs::write(self.0.join("iris/model-settings.json"), settings).unwrap();
+        self.write_model("iris", text);
+    }
+
+    fn write_model(&self, name: &str, text: &str) {
+        let folder = self.0.join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("model"), text).unwrap();
+        let settings = format!(r#"{{"name":"{name}","parameters":{{"uri":"./model"}}}}"#);
+        std::fs::write(folder.join("model-settings.json"), settings).unwrap();
     }
 }
 
@@ -381,6 +386,48 @@ async fn a_load_of_a_ready_model_from_unchanged_files_is_answered_without_loadin
 }
 
 #[tokio::test]
+async fn a_load_that_is_to_heal_a_model_is_made() {
+    let folder = Folder::new("heal");
+    let dir = folder.0.to_str().unwrap();
+    let (server, shim) = pair(&[("SHIM_MODELS_DIR", dir)]).await;
+    let load = async || change(&shim, "RepositoryModelLoad", "iris").await;
+    load().await;
+    load().await;
+    assert_eq!(server.calls_to(LOAD).len(), 1);
+    // READY, and its worker has lost it: an inference is answered 404, and the agent loads.
+    server.set_lost(["iris"]);
+    let mut caller = Client::connect(shim.http()).await;
+    let infer = || request("POST", "/v2/models/iris/infer", "{}");
+    assert_eq!(caller.call(infer()).await.0, 404);
+    assert_eq!(load().await.status().0, 0);
+    assert_eq!(server.calls_to(LOAD).len(), 2);
+    assert_eq!(caller.call(infer()).await.0, 200);
+    load().await;
+    assert_eq!(server.calls_to(LOAD).len(), 2);
+}
+
+#[tokio::test]
+async fn a_load_over_http_whose_caller_has_gone_is_known_and_restored() {
+    let (server, shim) = with(&["a"], &[]).await;
+    server.set_load_delay(Duration::from_secs(2));
+    let path = "/v2/repository/models/left/load";
+    let mut caller = Client::connect(shim.http()).await;
+    {
+        let mut call = Box::pin(caller.start(request("POST", path, "")));
+        tokio::select! {
+            _ = &mut call => panic!("the load takes two seconds"),
+            _ = server.wait_for_call(path) => {}
+        }
+    }
+    drop(caller);
+    shim.metric_reaches(READY, 2.0).await;
+    server.set_load_delay(Duration::ZERO);
+    restart(&server, &shim).await;
+    shim.metric_reaches(&outcomes("restored"), 2.0).await;
+    assert_eq!(state(&server, "left"), "READY");
+}
+
+#[tokio::test]
 async fn without_the_files_or_with_the_switch_off_every_load_is_made() {
     let folder = Folder::new("switch");
     for settings in [
@@ -398,12 +445,20 @@ async fn without_the_files_or_with_the_switch_off_every_load_is_made() {
             change(&shim, "RepositoryModelLoad", "iris").await;
         }
         assert_eq!(server.calls_to(LOAD).len(), 2);
+        // Nor is one taken for another that is under way.
+        server.set_load_delay(Duration::from_millis(300));
+        let same = || change(&shim, "RepositoryModelLoad", "iris");
+        tokio::join!(same(), same());
+        assert_eq!(server.calls_to(LOAD).len(), 4);
     }
 }
 
 #[tokio::test]
 async fn the_same_load_at_the_same_time_is_made_once_and_its_failure_is_told_to_all() {
-    let (server, shim) = pair(&[]).await;
+    let folder = Folder::new("shared");
+    folder.write_model("bad", "1");
+    let dir = folder.0.to_str().unwrap();
+    let (server, shim) = pair(&[("SHIM_MODELS_DIR", dir)]).await;
     server.set_load_delay(Duration::from_millis(500));
     server.set_broken(["bad"]);
     let same =

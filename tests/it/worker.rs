@@ -82,6 +82,60 @@ async fn a_canary_is_asked_again_and_again_and_never_while_an_inference_runs() {
 }
 
 #[tokio::test]
+async fn no_canary_is_sent_while_another_model_is_loaded() {
+    let file = Request::new("load");
+    let (server, shim) = with_canary(&file, "off").await;
+    shim.metric_reaches(&canaries("worked"), 1.0).await;
+    server.set_load_delay(Duration::from_secs(4));
+    let mut agent = grpc::Client::connect(shim.grpc()).await;
+    let mut load = Box::pin(agent.call("RepositoryModelLoad", b"\x12\x05other"));
+    tokio::select! {
+        _ = &mut load => panic!("it takes 4 s"),
+        _ = server.wait_for_call("/inference.GRPCInferenceService/RepositoryModelLoad") => {}
+    }
+    let skipped = shim.metric(&canaries("skipped")).await;
+    shim.metric_reaches(&canaries("skipped"), skipped + 1.0)
+        .await;
+    let before = server.calls_to(INFER).len();
+    let why = shim.status().await["worker"]["canary_skipped"].clone();
+    assert_eq!(why, "a model is being loaded or unloaded");
+    let answer = within("the load", load).await.unwrap();
+    assert_eq!(answer.status().0, 0);
+    // One may have been on its way in the moment in which the load ended.
+    assert!(server.calls_to(INFER).len() <= before + 1);
+    let worked = shim.metric(&canaries("worked")).await;
+    shim.metric_reaches(&canaries("worked"), worked + 1.0).await;
+}
+
+#[tokio::test]
+async fn a_lost_model_that_its_owner_unloads_while_it_is_mended_stays_unloaded() {
+    let file = Request::new("owner");
+    let (server, shim) = with_canary(&file, "lost").await;
+    server.set_load_delay(Duration::from_secs(2));
+    server.set_lost(["iris"]);
+    within(
+        "the load",
+        server.wait_for_call("/v2/repository/models/iris/load"),
+    )
+    .await;
+    let mut agent = grpc::Client::connect(shim.grpc()).await;
+    let unloaded = agent.call("RepositoryModelUnload", b"\x12\x04iris").await;
+    assert_eq!(unloaded.unwrap().status().0, 0);
+    eventually("the shim to take it back", async || {
+        let unloads = server.calls_to("/v2/repository/models/iris/unload");
+        (unloads.len() == 2).then_some(())
+    })
+    .await;
+    eventually("the model to be gone", async || {
+        let iris = server.models().into_iter().find(|m| m.name == "iris");
+        (iris.unwrap().state == "UNAVAILABLE").then_some(())
+    })
+    .await;
+    let mended = r#"agent_shim_mended_total{state="lost"}"#;
+    assert_eq!(shim.metric(mended).await, 0.0);
+}
+
+#[tokio::test]
 async fn a_failing_canary_is_told_and_says_nothing_of_readiness_at_once() {
     let file = Request::new("dead");
     let (server, shim) = with_canary(&file, "off").await;

@@ -158,6 +158,9 @@ pub(super) fn worker(shared: &Shared) -> WorkerStatus {
         canary_said: canary.said().map(Into::into),
         canary_at: canary.last.as_ref().map(|(_, at)| date(*at)),
         canary_outstanding_since: canary.outstanding.map(date),
+        unanswered_for_s: canary
+            .unanswered(shared.clock.now())
+            .map(|silent| silent.as_secs_f64()),
         canary_skipped: canary.skipped.map(Into::into),
         stuck: names(&seen.stuck),
         lost: names(&seen.lost),

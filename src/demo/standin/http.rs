@@ -138,7 +138,13 @@ impl To {
             ["repository", "models", name, _] if self.world.put(name, UNAVAILABLE) => {
                 self.empty(StatusCode::OK)
             }
-            ["models", name, .., "infer"] => self.infer(name, &head.headers, &body),
+            ["models", name, .., "infer"] => {
+                let hangs = self.world.settings().worker_hangs;
+                if hangs {
+                    self.world.release().await;
+                }
+                self.infer(name, &head.headers, &body)
+            }
             ["models", name, .., "ready"] => match self.world.model_state(name).as_deref() {
                 Some(READY) => self.empty(StatusCode::OK),
                 Some(UNKNOWN) => self.empty(StatusCode::BAD_REQUEST),

@@ -36,6 +36,8 @@ pub(super) struct Settings {
     pub(super) lost: Vec<String>,
     /// Whether the worker is dead, as for 2.5 s after SIGKILL, or for good in the fatal state.
     pub(super) worker_dead: bool,
+    /// Whether the worker hangs: inferences over HTTP wait for a release.
+    pub(super) worker_hangs: bool,
     /// Whether answers to inferences are broken off.
     pub(super) breaks_off: bool,
 }
@@ -57,6 +59,7 @@ impl Default for Settings {
             broken: Vec::new(),
             lost: Vec::new(),
             worker_dead: false,
+            worker_hangs: false,
             breaks_off: false,
         }
     }

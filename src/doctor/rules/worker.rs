@@ -4,7 +4,7 @@
 use crate::admin::status::{Restoring, WorkerStatus};
 use crate::doctor::evidence::Evidence;
 use crate::doctor::rule::{Found, Link, Need, Rule, Verdict};
-use crate::worker::{CONDITION, PASSIVE_FAILURES, PASSIVE_TIME, STUCK};
+use crate::worker::{CONDITION, HELD_UP, PASSIVE_FAILURES, PASSIVE_TIME, STUCK};
 
 const LOG: &str = "kubectl logs POD -c mlserver";
 /// Models that are named in one finding.
@@ -43,7 +43,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         title: "canary inferences fail or have no answer",
         symptoms: &["a canary inference"],
-        fix: "look at the server's log and restart its container. Behind one very long call or load a canary is late too: choose its model accordingly",
+        fix: "look at the server's log and restart its container. Behind one very long call a canary is late too: choose its model accordingly",
         ..rule("AS009", "canary-failing", Link::Traffic, canary_failing)
     },
     Rule {
@@ -191,6 +191,15 @@ fn canary_failing(e: &Evidence) -> Verdict {
     let failed = w.canary.as_deref() == Some("failed");
     match held_against(e).filter(|_| by_canary) {
         Some(why) => Found::broken(why, LOG).into(),
+        None if w.unanswered_for_s.is_some() => Found::warning(
+            format!(
+                "inferences run, and none has been answered for {:.0}s, nor a canary inference beside them: the worker hangs, or is held up by one long call; after {} s of it the pod is not ready",
+                w.unanswered_for_s.unwrap_or_default(),
+                HELD_UP.as_secs()
+            ),
+            LOG,
+        )
+        .into(),
         None if failed && e.server_up() => Found::warning(
             format!(
                 "a canary inference has failed in the server: {}",
@@ -245,7 +254,7 @@ fn stuck(e: &Evidence) -> Verdict {
     let all: Vec<&str> = w.stuck.iter().map(String::as_str).collect();
     Found::broken(
         format!(
-            "{} been UNKNOWN for more than {} s and no load is known to be under way: a gRPC load was cut off, and the server stays not ready until the model is unloaded or loaded",
+            "{} been UNKNOWN for more than {} s and no load is known to be under way: a gRPC load was cut off, and the server stays not ready until the model is unloaded or loaded; or a load goes on that began before the shim did",
             named(&all, "has", "have"),
             STUCK.as_secs()
         ),

@@ -10,14 +10,15 @@ use crate::drain::Drain;
 use crate::interleave::{Stage, in_every_order, yields};
 use crate::metrics::Metrics;
 use crate::restore::Settings;
-use crate::restore::back::{Serves, put_back};
+use crate::restore::back::{Serves, put_anew, put_back};
 use crate::restore::server::Has;
 
 const M: &str = "m";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Did {
-    Load,
+    /// From these files.
+    Load(u64),
     Unload,
     Restart,
 }
@@ -26,6 +27,9 @@ enum Did {
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     unload: bool,
+    /// The files of a load, and whether the shim can see them.
+    files: u64,
+    known: bool,
     from: usize,
     to: usize,
     ok: bool,
@@ -33,21 +37,21 @@ struct Asked {
 
 #[derive(Debug, Default)]
 struct Truth {
-    /// Whether the server has the model, and had it at the beginning.
-    has: bool,
-    had: bool,
+    /// The files from which the server has the model, and had it at the beginning.
+    has: Option<u64>,
+    had: Option<u64>,
+    /// The files as they are.
+    disk: u64,
     starts: usize,
     /// What the server did, in order, with the step.
     did: Vec<(usize, Did)>,
-    /// Loads that are on their way to the server or back.
-    loads: usize,
+    /// The files of loads that are on their way to the server or back, where they are known.
+    loads: Vec<Option<u64>>,
     unloads_begun: Vec<usize>,
     /// Whether a caller has asked for a load.
     wanted: bool,
     /// The server answers every load with an error.
     refuses: bool,
-    /// How many different files the loads are of.
-    kinds: usize,
     asked: Vec<Asked>,
 }
 
@@ -73,7 +77,10 @@ impl World {
         });
         World {
             steps: stage.steps(),
-            truth: Arc::default(),
+            truth: Arc::new(Mutex::new(Truth {
+                disk: 1,
+                ..Truth::default()
+            })),
             memory,
             flights: Flights::default(),
             drain,
@@ -93,8 +100,8 @@ impl World {
         self.memory
             .loading(M, Some(Fingerprint::number(files)))
             .succeeded();
-        self.truth().has = true;
-        self.truth().had = true;
+        self.truth().has = Some(files);
+        self.truth().had = Some(files);
         self
     }
 
@@ -103,14 +110,14 @@ impl World {
         let world = self.loaded_before(1);
         world.restart();
         world.truth().did.clear();
-        world.truth().had = false;
+        world.truth().had = None;
         world
     }
 
     fn restart(&self) {
         let now = self.now();
         let mut truth = self.truth();
-        truth.has = false;
+        truth.has = None;
         truth.starts += 1;
         truth.did.push((now, Did::Restart));
         drop(truth);
@@ -120,14 +127,15 @@ impl World {
     /// A load or unload, as the server takes it: it reaches it, is done there, is answered. The
     /// answer gets lost where the server is restarted meanwhile. Calls through the relay reach it in
     /// the order in which they were made, those of the shim's own at any time.
-    async fn done(self, load: bool, own: bool) -> bool {
+    async fn done(self, load: bool, own: bool, files: Option<u64>) -> bool {
         let start = {
             let mut truth = self.truth();
             if load {
-                truth.loads += 1;
                 // Behind an unload a second one is no waste.
-                let alone = truth.loads <= truth.kinds.max(1) || !truth.unloads_begun.is_empty();
+                let alone = files.is_none() || !truth.loads.contains(&files);
+                let alone = alone || !truth.unloads_begun.is_empty();
                 assert!(alone, "the same load is made twice at once");
+                truth.loads.push(files);
             }
             truth.starts
         };
@@ -139,8 +147,9 @@ impl World {
             let mut truth = self.truth();
             let here = truth.starts == start && !(load && truth.refuses);
             if here {
-                truth.has = load;
-                let did = if load { Did::Load } else { Did::Unload };
+                let disk = truth.disk;
+                truth.has = load.then_some(disk);
+                let did = if load { Did::Load(disk) } else { Did::Unload };
                 truth.did.push((now, did));
             }
             here
@@ -148,13 +157,14 @@ impl World {
         yields().await;
         let mut truth = self.truth();
         if load {
-            truth.loads -= 1;
+            let at = truth.loads.iter().position(|f| *f == files).unwrap();
+            truth.loads.swap_remove(at);
         }
         here && truth.starts == start
     }
 
-    async fn call(self, load: bool) -> Whole {
-        let ok = self.done(load, false).await;
+    async fn call(self, load: bool, files: Option<u64>) -> Whole {
+        let ok = self.done(load, false, files).await;
         let mut head = HeaderMap::new();
         let status = if ok { "0" } else { "14" };
         head.insert("grpc-status", status.parse().unwrap());
@@ -167,39 +177,57 @@ impl World {
 
     async fn has(&self) -> bool {
         yields().await;
-        let has = self.truth().has;
+        let has = self.truth().has.is_some();
         yields().await;
         has
     }
 
-    /// A caller's load, as the relay makes it.
+    /// A caller's load, as the relay makes it, of these files.
     async fn load(self, files: u64) {
+        self.load_of(files, true).await;
+    }
+
+    /// As [`World::load`]; the shim need not know the files.
+    async fn load_of(self, files: u64, known: bool) {
         let from = self.now();
-        self.truth().wanted = true;
-        let files = Some(Fingerprint::number(files));
+        // Who begins later finds what has come meanwhile.
+        let files = {
+            let mut truth = self.truth();
+            truth.wanted = true;
+            truth.disk = truth.disk.max(files);
+            truth.disk
+        };
+        let seen = known.then_some(files);
         let has = || self.has();
-        let call = self.clone().call(true);
-        let answer = self.flights.load(&self.memory, M, files, has, call).await;
+        let call = self.clone().call(true, seen);
+        let print = seen.map(Fingerprint::number);
+        let answer = self.flights.load(&self.memory, M, print, has, call).await;
         let ok = match answer {
             Ok(Some(whole)) => whole.is_ok(),
             Ok(None) => true,
             Err(lost) => panic!("{lost:?}"),
         };
-        self.answered(false, from, ok);
+        let to = self.now();
+        self.truth().asked.push(Asked {
+            unload: false,
+            files,
+            known,
+            from,
+            to,
+            ok,
+        });
     }
 
     async fn unload(self) {
         let from = self.now();
         self.truth().unloads_begun.push(from);
-        let call = self.clone().call(false);
+        let call = self.clone().call(false, None);
         let answer = self.flights.unload(&self.memory, M, call).await;
-        self.answered(true, from, answer.unwrap().is_ok());
-    }
-
-    fn answered(&self, unload: bool, from: usize, ok: bool) {
-        let to = self.now();
+        let (to, ok) = (self.now(), answer.unwrap().is_ok());
         self.truth().asked.push(Asked {
-            unload,
+            unload: true,
+            files: 0,
+            known: false,
             from,
             to,
             ok,
@@ -217,19 +245,19 @@ impl World {
     fn check(&self) {
         let truth = self.truth();
         let said = format!("{truth:?}");
-        assert_eq!(truth.loads, 0);
+        assert!(truth.loads.is_empty(), "{said}");
         assert!(self.flights.lock().is_empty(), "a flight is left: {said}");
         assert_eq!(self.memory.calls(M), 0, "a call is left: {said}");
         assert_eq!(self.drain.running(), 0, "work is left: {said}");
         let restarted = truth.did.iter().any(|(_, d)| *d == Did::Restart);
         for load in truth.asked.iter().filter(|a| !a.unload && a.ok) {
-            // The server had the model at some moment of the call, and no unload that was asked
-            // for before the call was still to come.
+            // The server had the model at some moment of the call, from its files or those that
+            // came after them, and no unload that was asked for before the call was still to come.
             let held = (load.from..=load.to).any(|t| {
                 let until = truth.did.iter().filter(|(at, _)| *at <= t);
                 let has = match until.map(|(_, did)| did).next_back() {
-                    Some(did) => *did == Did::Load,
-                    None => truth.had,
+                    Some(did) => matches!(did, Did::Load(files) if *files >= load.files),
+                    None => truth.had >= Some(load.files),
                 };
                 let behind = truth
                     .asked
@@ -243,25 +271,21 @@ impl World {
             });
             assert!(held, "a load is answered that did not happen: {said}");
         }
+        // Of files that nobody can compare each load is made.
+        let unknown = truth.asked.iter().filter(|a| !a.unload && !a.known && a.ok);
+        let made = truth.did.iter().filter(|(_, d)| matches!(d, Did::Load(_)));
+        assert!(unknown.count() <= made.count(), "{said}");
         let unloads = truth.asked.iter().filter(|a| a.unload && a.ok);
         if let Some(last) = unloads.max_by_key(|a| a.to) {
             let after = truth.asked.iter().any(|a| !a.unload && a.to > last.from);
             assert!(
-                after || !truth.has,
+                after || truth.has.is_none(),
                 "the model is loaded although its owner unloaded it: {said}"
-            );
-        }
-        if truth.kinds > 1 {
-            let loads = truth.did.iter().filter(|(_, d)| *d == Did::Load);
-            assert_eq!(
-                loads.count(),
-                truth.kinds,
-                "other files are another load: {said}"
             );
         }
         if !restarted {
             let wanted = self.memory.wanted() == 1;
-            assert_eq!(wanted, truth.has, "the account is wrong: {said}");
+            assert_eq!(wanted, truth.has.is_some(), "the account is wrong: {said}");
         }
     }
 }
@@ -280,20 +304,21 @@ impl Serves for World {
             !unloaded || self.truth().wanted,
             "a model is put back that its owner has unloaded"
         );
-        match self.clone().done(true, true).await {
+        let disk = self.truth().disk;
+        match self.clone().done(true, true, Some(disk)).await {
             true => Ok(()),
             false => Err("the server was restarted".into()),
         }
     }
 
     async fn unload(&self, _: &str) -> Result<(), String> {
-        self.clone().done(false, true).await;
+        self.clone().done(false, true, None).await;
         Ok(())
     }
 
     async fn files(&self, _: &Memory, _: &str) -> Option<Fingerprint> {
         yields().await;
-        Some(Fingerprint::number(1))
+        Some(Fingerprint::number(self.truth().disk))
     }
 }
 
@@ -335,8 +360,8 @@ fn two_loads_of_one_model_are_one_and_both_are_answered() {
 fn two_loads_of_a_model_that_the_server_has_lost_unnoticed_are_one() {
     tried("lost unnoticed", |stage, seed| {
         let world = World::new(stage, seed).loaded_before(1);
-        world.truth().has = false;
-        world.truth().had = false;
+        world.truth().has = None;
+        world.truth().had = None;
         stage.task("first", world.clone().load(1));
         stage.task("second", world.clone().load(1));
         world
@@ -405,12 +430,23 @@ fn a_load_is_not_undone_by_the_shims_own_unload() {
 }
 
 #[test]
-fn loads_of_other_files_are_calls_of_their_own() {
-    tried("two kinds of files", |stage, seed| {
+fn files_that_come_while_old_ones_are_restored_are_loaded() {
+    for known in [true, false] {
+        tried("restore and load of other files", |stage, seed| {
+            let world = World::new(stage, seed).lost_before();
+            stage.task("restorer", world.clone().restores());
+            stage.task("owner", world.clone().load_of(2, known));
+            world
+        });
+    }
+    tried("a load of other files under way", |stage, seed| {
         let world = World::new(stage, seed);
-        world.truth().kinds = 2;
         stage.task("first", world.clone().load(1));
-        stage.task("second", world.clone().load(2));
+        let owner = world.clone();
+        stage.task("second", async move {
+            yields().await;
+            owner.load(2).await;
+        });
         world
     });
 }
@@ -422,6 +458,38 @@ fn a_load_that_the_server_refuses_is_not_remembered_as_one() {
         world.truth().refuses = true;
         stage.task("first", world.clone().load(1));
         stage.task("second", world.clone().load(1));
+        world
+    });
+}
+
+#[test]
+fn a_load_of_files_that_are_not_known_is_not_taken_for_another() {
+    tried("two loads", |stage, seed| {
+        let world = World::new(stage, seed);
+        stage.task("first", world.clone().load_of(1, false));
+        stage.task("second", world.clone().load_of(1, false));
+        world
+    });
+}
+
+#[test]
+fn a_model_that_is_mended_and_unloaded_meanwhile_is_not_left_in_memory() {
+    let mended = |world: &World| {
+        let world = world.clone();
+        async move {
+            put_anew(&world.memory, M, &world).await;
+        }
+    };
+    tried("mend and unload", |stage, seed| {
+        let world = World::new(stage, seed).loaded_before(1);
+        stage.task("mender", mended(&world));
+        stage.task("owner", world.clone().unload());
+        world
+    });
+    tried("mend and load", |stage, seed| {
+        let world = World::new(stage, seed).loaded_before(1);
+        stage.task("mender", mended(&world));
+        stage.task("owner", world.clone().load(2));
         world
     });
 }
