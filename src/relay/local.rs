@@ -49,9 +49,9 @@ fn status_of(reason: h2::Reason) -> u16 {
     }
 }
 
-/// What may be on its way and not yet taken, for each connection: the protocol's own beginning. What
-/// comes here is small, and each of many callers could leave so much untaken.
-const WINDOW: u32 = 65_535;
+/// What may be on its way and not yet taken, for each connection: most of what comes here is small,
+/// and each of many callers could leave so much untaken.
+const WINDOW: u32 = 256 * 1024;
 
 /// What a held call keeps of its caller's deadline, so that the answer still arrives.
 const HOLD_MARGIN: Duration = Duration::from_secs(5);

@@ -22,8 +22,8 @@ use crate::relay::local::deadline;
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How long one attempt may take. The scheduler answers from memory, but behind a lock.
 const ATTEMPT: Duration = Duration::from_secs(15);
-/// Largest answer to an event, which is an empty message.
-const MAX_ANSWER: usize = 64 * 1024;
+/// Largest answer to an event. It is an empty message; a later scheduler may say something.
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
 impl Interposer {
     pub(super) async fn event(self, request: Request<Incoming>) -> Response<Outgoing> {
@@ -166,9 +166,7 @@ impl Answer {
             .await
             .map_err(|error| {
                 Failed(if error.is::<LengthLimitError>() {
-                    format!(
-                        "the answer to an event is larger than {MAX_ANSWER} bytes; it should be empty"
-                    )
+                    format!("the answer to an event, which should be empty, is larger than {MAX_ANSWER} bytes")
                 } else {
                     format!("the answer broke off: {error}")
                 })

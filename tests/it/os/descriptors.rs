@@ -27,6 +27,10 @@ async fn out_of_descriptors_the_calls_go_on_and_the_server_is_not_blamed() {
     assert_eq!(web.get("/headers").await.0, 200);
     let mut data = grpc::Client::connect(process.grpc).await;
     assert_eq!(data.call("ModelInfer", b"a").await.unwrap().status().0, 0);
+    let _runs = data
+        .open_with("ModelStreamInfer", &[], &[b"x"])
+        .await
+        .unwrap();
     // Callers who say nothing and stay give way, one to the other, and so to whoever calls.
     let mut hoard = Vec::new();
     for _ in 0..120 {
@@ -36,14 +40,18 @@ async fn out_of_descriptors_the_calls_go_on_and_the_server_is_not_blamed() {
     }
     let mut new = Client::connect(process.http).await;
     assert_eq!(new.get("/headers").await.0, 200);
-    // These have called, and give way no more: as many as the limit has places for on this port.
+    // On these a call runs, so they do not give way: as many as the limit has places for on this port.
+    let _runs = data
+        .open_with("ModelStreamInfer", &[], &[b"x"])
+        .await
+        .unwrap();
     let mut callers = Vec::new();
     let places = process.status().await["around"]["places"].as_u64().unwrap();
     assert_eq!(places, 16);
     for _ in 1..places {
         let mut client = grpc::Client::connect(process.grpc).await;
-        assert_eq!(client.call("ModelInfer", b"a").await.unwrap().status().0, 0);
-        callers.push(client);
+        let runs = client.open_with("ModelStreamInfer", &[], &[b"x"]).await;
+        callers.push((runs.unwrap(), client));
     }
     assert!(!process.ask("/status").await.unwrap().1.contains(FINDING));
     let waiting = tokio::spawn({

@@ -283,7 +283,15 @@ async fn a_thousand_models_are_loaded_and_accounted_for() {
             (0..1000).all(|i| s.is_available(&format!("m{i}")))
         })
         .await;
-    assert!(all);
+    let mut states = std::collections::BTreeMap::<String, usize>::new();
+    world.scheduler.read(|s| {
+        for i in 0..1000 {
+            *states
+                .entry(format!("{:?}", s.model(&format!("m{i}"))))
+                .or_default() += 1;
+        }
+    });
+    assert!(all, "{states:?} {:?}", world.shim.until(|_| true).await);
     let status = world.shim.until(|s| s.balance.loaded == 1000).await;
     assert_eq!(status.balance.available, Some(8 * GI - 1000 * size));
     world.agent.read(|seen| assert!(seen.failed.is_empty()));
