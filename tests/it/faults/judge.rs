@@ -82,9 +82,13 @@ impl Played {
         }) || kind == Kind::GrpcStream
     }
 
-    /// From the end of the fault to the first answer.
+    /// From the end of the fault to the first answer; where nobody asked until later, from then on.
     fn recovery(&self, kind: Kind) -> Option<Duration> {
         let healed = self.healed?;
+        let asked = self.calls.iter().filter(|call| {
+            call.kind == kind && call.end.as_ref().is_none_or(|(end, _)| *end >= healed)
+        });
+        let healed = asked.map(|call| call.begun.max(healed)).min()?;
         let served = self.fates().filter(|(call, end, fate)| {
             call.kind == kind && *end >= healed && **fate == Fate::Served
         });
