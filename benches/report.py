@@ -179,7 +179,7 @@ def acceptance(d):
     ]
     for kind, words in (("http", "HTTP"), ("grpc", "gRPC")):
         direct, shim = a["direct_ms"][kind], a["shim_ms"][kind]
-        rows.append([f"added to {words}, median", f"{shim - direct:.3f} ms to {direct:.2f} ms", "below 1 ms"])
+        rows.append([f"added to {words}, median", f"{shim - direct:.3f} ms on top of {direct:.2f} ms", "below 1 ms"])
     return table(["acceptance run", "seen", "expected"], rows, left=3)
 
 
