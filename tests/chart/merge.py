@@ -73,3 +73,12 @@ def environment(container_):
 
 def values(container_):
     return {name: v.get("value") for name, v in environment(container_).items()}
+
+
+def rest(container):
+    """All but the environment, and but the mount of the models in the shim, whose volume a Server's override does not know."""
+    out = {key: value for key, value in container.items() if key != "env"}
+    if container["name"] == "agent-shim":
+        mounts = [m for m in container.get("volumeMounts", []) if m["name"] != "mlserver-models"]
+        out = {**out, "volumeMounts": mounts}
+    return out

@@ -107,16 +107,7 @@ def test_the_webhook_makes_the_same_pod_as_the_merged_server(case, inject):
     for container in merge.everybody(admitted):
         other = merge.container(merged, container["name"])
         assert merge.environment(container) == merge.environment(other), container["name"]
-        assert rest(container) == rest(other), container["name"]
-
-
-def rest(container):
-    """All but the environment, and but the mount of the models in the shim, whose volume a Server's override does not know."""
-    out = {key: value for key, value in container.items() if key != "env"}
-    if container["name"] == "agent-shim":
-        mounts = [m for m in container.get("volumeMounts", []) if m["name"] != "mlserver-models"]
-        out = {**out, "volumeMounts": mounts}
-    return out
+        assert merge.rest(container) == merge.rest(other), container["name"]
 
 
 def test_the_program_takes_the_arguments_of_the_webhook(shim):
