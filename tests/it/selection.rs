@@ -145,3 +145,50 @@ async fn each_protocol_is_selected_for_itself() {
     );
     drop(second);
 }
+
+/// The kernel drops the first packet of a connection for which a full queue has no room, as a
+/// network may; it comes again after a second.
+#[tokio::test]
+async fn a_caller_whose_first_packet_is_lost_is_served_by_the_next_one() {
+    let server = StandIn::start(ip("127.0.0.1")).await.unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (accepts, mut may) = tokio::sync::watch::channel(true);
+    let (to, waits) = (server.http(), may.clone());
+    let relay = tokio::spawn(async move {
+        loop {
+            may.wait_for(|may| *may).await.unwrap();
+            let mut stopped = waits.clone();
+            let (mut near, _) = tokio::select! {
+                accepted = listener.accept() => accepted.unwrap(),
+                _ = stopped.wait_for(|may| !may) => continue,
+            };
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    // Silence alone is not to end the state in this test.
+    let never = [("SHIM_PROBE_FALL", "100")];
+    let shim = Shim::before("127.0.0.1", address, server.grpc(), &never);
+    shim.ready().await;
+    accepts.send_replace(false);
+    let mut queued = Vec::new();
+    let full = std::time::Duration::from_millis(200);
+    let connect = || tokio::net::TcpStream::connect(address);
+    while let Ok(Ok(stream)) = tokio::time::timeout(full, connect()).await {
+        queued.push(stream);
+    }
+    let to = shim.http();
+    let call = tokio::spawn(async move { http::get(to, "/headers").await });
+    let lost = "agent_shim_relay_connect_attempts_total{outcome=\"timeout\",protocol=\"http\"}";
+    shim.metric_reaches(lost, 1.0).await;
+    drop(queued);
+    accepts.send_replace(true);
+    let (status, _) = crate::support::within("the answer", call).await.unwrap();
+    assert_eq!(status, 200);
+    relay.abort();
+}
