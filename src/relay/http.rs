@@ -385,6 +385,14 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     EXPECT,
 ];
 
+/// Whether a header belongs to one connection only, whatever its case.
+pub(crate) fn is_hop_by_hop(name: &str) -> bool {
+    // Most names differ in their length already.
+    HOP_BY_HOP
+        .iter()
+        .any(|hop| hop.as_str().len() == name.len() && name.eq_ignore_ascii_case(hop.as_str()))
+}
+
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have none: one walk over their few headers is cheaper than seven searches.
     if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {

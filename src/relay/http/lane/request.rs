@@ -11,6 +11,7 @@ use http::Method;
 use httparse::Status;
 
 use crate::relay::http::host::is_host;
+use crate::relay::http::is_hop_by_hop;
 
 /// Largest head that is taken here, and so what of one may wait for its end.
 pub(super) const MAX_HEAD: usize = 16 * 1024;
@@ -158,18 +159,14 @@ fn kind(name: &str) -> Kind {
     // Most names differ in their length already.
     let is = |other: &str| name.eq_ignore_ascii_case(other);
     match name.len() {
-        2 if is("te") => Kind::Odd,
         4 if is("host") => Kind::Host,
-        6 if is("expect") => Kind::Odd,
-        7 if is("upgrade") || is("trailer") => Kind::Odd,
+        7 if is("trailer") => Kind::Odd,
         10 if is("connection") => Kind::Connection,
-        10 if is("keep-alive") => Kind::Odd,
         14 if is("content-length") => Kind::Length,
-        14 if is("http2-settings") => Kind::Odd,
-        // Some readers make no difference between the two.
+        // Some readers make no difference between a line and a dash.
         14 if is("content_length") => Kind::Odd,
-        16 if is("proxy-connection") => Kind::Odd,
-        17 if is("transfer-encoding") || is("transfer_encoding") => Kind::Odd,
+        17 if is("transfer_encoding") => Kind::Odd,
+        _ if is_hop_by_hop(name) => Kind::Odd,
         _ => Kind::Other,
     }
 }

@@ -11,6 +11,7 @@ use httparse::{Header, Status};
 
 use super::chunks::Chunks;
 use super::request::{digits, line, place};
+use crate::relay::http::is_hop_by_hop;
 
 /// As many as the full path's library takes.
 const MAX_HEADERS: usize = 100;
@@ -223,7 +224,7 @@ impl<'a> Said<'a> {
                 self.codings += 1;
                 self.coding = header.value;
             }
-            _ => self.hops |= is_hop(header.name),
+            _ => self.hops |= is_hop_by_hop(header.name),
         }
     }
 
@@ -238,24 +239,9 @@ impl<'a> Said<'a> {
 
     /// Whether a header stays here, or is said again in one way.
     fn drops(&self, name: &str) -> bool {
-        let again = ["connection", "content-length", "transfer-encoding"];
-        again.iter().any(|other| name.eq_ignore_ascii_case(other))
-            || is_hop(name)
+        name.eq_ignore_ascii_case("content-length")
+            || is_hop_by_hop(name)
             || (self.names(name.as_bytes()) && !name.eq_ignore_ascii_case("host"))
-    }
-}
-
-/// The others that belong to one connection.
-fn is_hop(name: &str) -> bool {
-    let is = |other: &str| name.eq_ignore_ascii_case(other);
-    match name.len() {
-        2 => is("te"),
-        6 => is("expect"),
-        7 => is("upgrade"),
-        10 => is("keep-alive"),
-        14 => is("http2-settings"),
-        16 => is("proxy-connection"),
-        _ => false,
     }
 }
 
