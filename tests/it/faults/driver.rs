@@ -230,7 +230,7 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
     played.calm = Some(Instant::now());
     tokio::time::sleep(Duration::from_secs(1)).await;
     if let Some(load) = load {
-        load.stop(promised(3.0)).await;
+        load.stop(promised(3.0) + row.late).await;
     }
     played.stopped = Some(Instant::now());
     if phase == Phase::Draining && with_shim {

@@ -190,8 +190,14 @@ pub fn all(
 /// What may be found while the fault lasts.
 pub fn true_of(row: &Row, second: Option<&Row>, phase: Phase) -> Vec<&'static str> {
     let rows = [Some(row), second].into_iter().flatten();
+    // An agent that subscribes anew while there is no server is held, which is told.
+    let held = second.is_some_and(|second| {
+        let gone = |r: &Row| matches!(r.ready, Ready::Goes | Ready::GoesAfterGrace);
+        (row.subscribes > 0 && gone(second)) || (second.subscribes > 0 && gone(row))
+    });
     rows.flat_map(|r| r.findings.iter().chain(r.besides))
         .chain(true_in(phase))
+        .chain(held.then_some(&"AS032"))
         .copied()
         .collect()
 }

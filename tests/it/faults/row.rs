@@ -115,6 +115,9 @@ pub struct Row {
     pub direct: bool,
     /// What the shim may hold more than before, in KiB, where the usual is not enough.
     pub memory: u64,
+    /// How much later than usual a call may end that the fault has met, with the shim or without:
+    /// TCP sends lost packets again after a pause that doubles, up to as long as all were lost.
+    pub late: Duration,
 }
 
 impl Row {
@@ -164,4 +167,5 @@ pub const USUAL: Row = Row {
     drains: true,
     direct: true,
     memory: MEMORY,
+    late: Duration::ZERO,
 };

@@ -94,6 +94,7 @@ pub fn filtered() -> Vec<Row> {
                 })
             },
             lasts: 8 * SECOND,
+            late: 8 * SECOND,
             words: "what the server has closed is ended for its caller when packets pass again",
             ..half_open
         },
