@@ -4,6 +4,7 @@
 
 mod admin;
 mod binds;
+mod callers;
 mod crowd;
 mod desync;
 mod fair;

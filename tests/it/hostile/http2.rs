@@ -1,19 +1,13 @@
 //! HTTP/2 attacks by a caller, on each port that speaks it.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use agent_shim::demo::scheduler::FakeScheduler;
 use bytes::Bytes;
-use http::Request;
-use http_body::Frame;
-use http_body_util::StreamBody;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio_stream::StreamExt;
 
+use super::callers::{connection, request};
 use super::frames::*;
 use super::process::{Process, pair};
 use crate::support::PATIENCE;
@@ -332,33 +326,18 @@ async fn callers_who_never_read_hold_little() {
 #[tokio::test]
 async fn loads_that_never_end_hold_little_and_leave_room_for_others() {
     let (_server, process) = pair(&[]).await;
-    let path = "http://mlserver/inference.GRPCInferenceService/RepositoryModelLoad";
+    let path = "/inference.GRPCInferenceService/RepositoryModelLoad";
     for (claimed, sent) in [(60 * KIB, 59 * KIB), (4096 * KIB - 5, 1024 * KIB)] {
         let what = format!("loads of {claimed} bytes of which {sent} come");
         process
             .withstands(&what, async {
                 let (mut connections, mut calls) = (JoinSet::new(), JoinSet::new());
                 for _ in 0..4 {
-                    let stream = TcpStream::connect(process.grpc).await.unwrap();
-                    let (sender, connection) = hyper::client::conn::http2::handshake(
-                        TokioExecutor::new(),
-                        TokioIo::new(stream),
-                    )
-                    .await
-                    .unwrap();
-                    connections.spawn(connection);
+                    let sender = connection(process.grpc, &mut connections).await;
                     for _ in 0..100 {
                         let mut first = vec![0; sent];
                         first[1..5].copy_from_slice(&(claimed as u32).to_be_bytes());
-                        let first = tokio_stream::once(Ok::<_, Infallible>(Frame::data(
-                            Bytes::from(first),
-                        )));
-                        let body = StreamBody::new(first.chain(tokio_stream::pending()));
-                        let request = Request::post(path).header("te", "trailers");
-                        let request = request
-                            .header("content-type", "application/grpc")
-                            .body(body)
-                            .unwrap();
+                        let request = request(path, tokio_stream::once(Bytes::from(first)));
                         let mut sender = sender.clone();
                         calls.spawn(async move {
                             sender.send_request(request).await.map(|r| r.status())

@@ -1,10 +1,10 @@
 //! What only the agent's way to the scheduler can be made to hold: whole messages, held calls.
 
 use agent_shim::demo::scheduler::FakeScheduler;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use bytes::Bytes;
 use tokio::task::JoinSet;
 
+use super::callers::unended;
 use super::frames::*;
 use super::process::pair;
 use crate::support::{eventually, within};
@@ -14,95 +14,42 @@ const SERVICE: &str = "/seldon.mlops.agent.AgentService";
 /// Messages that are read whole, without an end, of many callers: all together are bounded.
 #[tokio::test]
 async fn endless_messages_are_refused_before_they_fill_the_memory() {
+    const PIECE: usize = 16_000;
     let scheduler = FakeScheduler::start().await.unwrap();
     let address = scheduler.agent.to_string();
     let (_server, process) = pair(&[("SHIM_SCHEDULER", &address)]).await;
     let agent = process.agent.unwrap();
     for method in ["AgentEvent", "Subscribe"] {
         let what = format!("endless {method}");
+        let path = format!("{SERVICE}/{method}");
         process
             .withstands(&what, async {
                 let mut callers = JoinSet::new();
                 for _ in 0..8 {
-                    let head = frame(
-                        HEADERS,
-                        END_HEADERS,
-                        1,
-                        &call(&format!("{SERVICE}/{method}")),
-                    );
-                    // A message that says it has a gigabyte, in frames, each of which is let in.
-                    let window = frame(DATA, 0, 1, &[b'x'; 16_000]);
-                    callers.spawn(async move {
-                        let start =
-                            [opening(), head, frame(DATA, 0, 1, &[0, 0x40, 0, 0, 0])].concat();
-                        send_within_the_window(agent, start, window, 16 << 20).await
-                    });
+                    // A message that says it has a gigabyte, and of which 32 MiB come.
+                    let first = Bytes::from_static(&[0, 0x40, 0, 0, 0]);
+                    let piece = Bytes::from_static(&[b'x'; PIECE]);
+                    let pieces = std::iter::repeat_n(piece, (32 << 20) / PIECE);
+                    let sent = tokio_stream::iter(std::iter::once(first).chain(pieces));
+                    let call = unended(agent, &path, sent).await;
+                    callers.spawn(within("a refusal", call));
                 }
-                let refused = callers.join_all().await;
-                assert!(refused.iter().all(|refused| *refused), "{refused:?}");
+                let mut exhausted = 0;
+                while let Some(answer) = callers.join_next().await {
+                    let answer = answer.unwrap().expect("an answer, not a broken connection");
+                    match answer.headers()["grpc-status"].as_bytes() {
+                        b"8" => exhausted += 1,
+                        // A subscription gives way to the next one.
+                        b"14" if method == "Subscribe" => {}
+                        _ => panic!("{answer:?}"),
+                    }
+                }
+                assert!(exhausted == 8 || method == "Subscribe" && exhausted > 0);
             })
             .await;
     }
     let sent = process.log();
     assert!(sent.iter().all(|line| !line.contains("panicked")));
-}
-
-/// Sends as a client that keeps to flow control, until so much is sent or the call is ended. True
-/// where it was.
-async fn send_within_the_window(
-    to: std::net::SocketAddr,
-    start: Vec<u8>,
-    piece: Vec<u8>,
-    most: usize,
-) -> bool {
-    use tokio::io::AsyncReadExt;
-    let stream = TcpStream::connect(to).await.unwrap();
-    let (mut read, mut write) = stream.into_split();
-    write.write_all(&start).await.unwrap();
-    let (mut heard, mut at) = (Vec::new(), 0);
-    // Of the connection and of the stream.
-    let (mut windows, mut sent, mut initial) = ([65_535i64, 65_535], 0, 65_535i64);
-    loop {
-        while sent < most && windows.iter().all(|w| *w >= piece.len() as i64) {
-            if write.write_all(&piece).await.is_err() {
-                return true;
-            }
-            sent += piece.len();
-            windows.iter_mut().for_each(|w| *w -= piece.len() as i64);
-        }
-        if sent >= most {
-            return false;
-        }
-        let mut buffer = [0; 16 * 1024];
-        match within("a window", read.read(&mut buffer)).await {
-            Ok(n @ 1..) => heard.extend_from_slice(&buffer[..n]),
-            _ => return true,
-        }
-        while heard.len() >= at + 9 {
-            let head = &heard[at..at + 9];
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-            if heard.len() < at + 9 + length {
-                break;
-            }
-            let payload = &heard[at + 9..at + 9 + length];
-            let stream = usize::from(head[8] != 0);
-            match head[3] {
-                WINDOW_UPDATE => {
-                    windows[stream] += i64::from(u32::from_be_bytes(payload.try_into().unwrap()));
-                }
-                SETTINGS if head[4] & ACK == 0 => {
-                    for setting in payload.chunks(6).filter(|s| s[1] == 4) {
-                        let value = i64::from(u32::from_be_bytes(setting[2..].try_into().unwrap()));
-                        windows[1] += value - initial;
-                        initial = value;
-                    }
-                }
-                HEADERS | RST_STREAM | GOAWAY if stream == 1 || head[3] == GOAWAY => return true,
-                _ => {}
-            }
-            at += 9 + length;
-        }
-    }
 }
 
 /// Calls that are held while the scheduler is away: so many, and no more, whoever makes them.
