@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep};
 /// How long nobody gives way after its connection, or a call on it, has begun or ended: what a
 /// caller says follows its connection by a moment. Longer, and a crowd would fill the queue.
 const GRACE: Duration = Duration::from_millis(50);
+/// Callers who find every place taken within such a time belong to one crowd.
+const CROWD: Duration = Duration::from_secs(3);
 /// A want of places that is shorter belongs to every crowd and is nobody's concern.
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -32,6 +34,14 @@ struct Shared {
     taken: Mutex<HashMap<u64, Arc<State>>>,
     changed: Notify,
     short: Mutex<Short>,
+    told: Mutex<Told>,
+}
+
+/// How many were told to give way together, and when.
+#[derive(Debug, Default)]
+struct Told {
+    together: usize,
+    at: Option<Instant>,
 }
 
 /// A want of places: somebody has come, and nobody may be made to give way.
@@ -95,6 +105,7 @@ impl Places {
             taken: Mutex::default(),
             changed: Notify::new(),
             short: Mutex::default(),
+            told: Mutex::default(),
         }))
     }
 
@@ -176,6 +187,19 @@ impl Places {
         }
     }
 
+    /// How many are to be told now: twice as many as a moment ago, of a sixteenth at most.
+    fn together(&self) -> usize {
+        let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let goes_on = told.at.is_some_and(|at| at.elapsed() < CROWD);
+        let most = (self.0.limit / 16).max(1);
+        let together = if goes_on { 2 * told.together } else { 1 };
+        *told = Told {
+            together: together.min(most),
+            at: Some(Instant::now()),
+        };
+        told.together
+    }
+
     fn now(&self) -> u64 {
         u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -188,16 +212,21 @@ impl Places {
         if taken.len() < self.0.limit {
             return true;
         }
-        // One at a time: who was told leaves within one turn of the scheduler.
+        // Who was told leaves at once, or has a moment to take its leave. So one at a time is told,
+        // and the longer callers keep coming the more.
         if leaving {
             return false;
         }
-        if let Some(oldest) = oldest(&taken, self.0.cuts, self.now()) {
-            oldest.told.store(true, Ordering::Relaxed);
-            oldest.give_way.notify_one();
-            *self.want() = Short::default();
-        } else {
+        let together = self.together();
+        let told = oldest(&taken, self.0.cuts, self.now(), together);
+        for one in &told {
+            one.told.store(true, Ordering::Relaxed);
+            one.give_way.notify_one();
+        }
+        if told.is_empty() {
             self.want().since.get_or_insert_with(Instant::now);
+        } else {
+            *self.want() = Short::default();
         }
         false
     }
@@ -211,23 +240,32 @@ fn may_give_way(s: &State, cuts: Cuts) -> bool {
     !is(&s.kept) && (cuts == Cuts::OldestCall || !is(&s.calls))
 }
 
-/// Who gives way: the longest idle, and of those who have never called before all who have: a caller
+/// Who give way, so many: the longest idle, and of those who have never called before all who have: a caller
 /// between two calls would lose the next one, a silent one loses nothing. Else, where that is
-/// allowed, the one with the oldest call.
-fn oldest(taken: &HashMap<u64, Arc<State>>, cuts: Cuts, now: u64) -> Option<&Arc<State>> {
+/// allowed, the one with the oldest call: one, however many are asked for.
+fn oldest(
+    taken: &HashMap<u64, Arc<State>>,
+    cuts: Cuts,
+    now: u64,
+    together: usize,
+) -> Vec<&Arc<State>> {
     let is_new = |s: &State| {
         let age = now.saturating_sub(s.since.load(Ordering::Relaxed));
         u128::from(age) < GRACE.as_millis()
     };
-    taken
+    let mut all: Vec<_> = taken
         .iter()
         .filter(|(_, s)| may_give_way(s, cuts) && !is_new(s))
-        .min_by_key(|(id, s)| {
+        .map(|(id, s)| {
             let called = s.called.load(Ordering::Relaxed);
             let since = s.since.load(Ordering::Relaxed);
-            (is(&s.calls), called, since, **id)
+            ((is(&s.calls), called, since, *id), s)
         })
-        .map(|(_, state)| state)
+        .collect();
+    all.sort_unstable_by_key(|(key, _)| *key);
+    let idle = all.iter().filter(|((busy, ..), _)| !busy).count();
+    all.truncate(together.min(idle.max(1)));
+    all.into_iter().map(|(_, state)| state).collect()
 }
 
 impl Place {
@@ -275,17 +313,28 @@ impl Drop for Place {
 impl Marker {
     /// Counts a call until it is dropped.
     pub fn call(&self) -> Call {
-        self.0.calls.fetch_add(1, Ordering::Relaxed);
-        self.0.since.store(self.1.now(), Ordering::Relaxed);
-        self.0.called.store(true, Ordering::Relaxed);
+        self.begins();
         Call {
             marker: self.clone(),
             kept: false,
         }
     }
-}
 
-impl Marker {
+    /// A call has begun; whoever says so says [`Marker::ends`] later.
+    pub fn begins(&self) {
+        self.0.calls.fetch_add(1, Ordering::Relaxed);
+        self.0.since.store(self.1.now(), Ordering::Relaxed);
+        self.0.called.store(true, Ordering::Relaxed);
+    }
+
+    /// A call that was said to have begun has ended.
+    pub fn ends(&self) {
+        self.0.since.store(self.1.now(), Ordering::Relaxed);
+        if self.0.calls.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.1.0.changed.notify_one();
+        }
+    }
+
     /// Asks the connection to end, whatever runs on it, unless a call is kept.
     pub fn end(&self) {
         self.0.ends.store(true, Ordering::Relaxed);
@@ -305,14 +354,10 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let Marker(state, places) = &self.marker;
         if self.kept {
-            state.kept.fetch_sub(1, Ordering::Relaxed);
+            self.marker.0.kept.fetch_sub(1, Ordering::Relaxed);
         }
-        state.since.store(places.now(), Ordering::Relaxed);
-        if state.calls.fetch_sub(1, Ordering::Relaxed) == 1 {
-            places.0.changed.notify_one();
-        }
+        self.marker.ends();
     }
 }
 
@@ -391,6 +436,30 @@ mod tests {
                 assert!(!stands(&kept).await);
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longer_callers_keep_coming_the_more_give_way_together() {
+        let places = Places::new(64, Cuts::Idle);
+        let mut all: Vec<_> = (0..64).map(|_| places.take()).collect();
+        sleep(GRACE).await;
+        for expected in [1, 2, 4, 4] {
+            assert!(!has_room(&places).await);
+            // While these take their leave nobody else is told.
+            sleep(CROWD / 2).await;
+            assert!(!has_room(&places).await);
+            for place in &all[..expected] {
+                assert!(!stands(place).await);
+            }
+            assert!(stands(&all[expected]).await);
+            all.drain(..expected);
+            assert!(has_room(&places).await);
+            all.extend((0..expected).map(|_| places.take()));
+            sleep(GRACE).await;
+        }
+        sleep(CROWD).await;
+        assert!(!has_room(&places).await);
+        assert!(!stands(&all[0]).await && stands(&all[1]).await);
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use super::connect::connect;
 use super::greeting::greet;
@@ -81,6 +82,8 @@ pub async fn serve(stream: TcpStream, context: &Context, place: &Place) -> End {
 async fn gives_way(place: &Place, told: &Notify) {
     place.wanted().await;
     told.notify_one();
+    // Of which its caller learns first: it may have been idle for long.
+    sleep(FAREWELL).await;
     place.idle(FAREWELL).await;
 }
 

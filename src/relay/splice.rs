@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use super::frames::{Calls, Filter, FrameHead, GOAWAY, pong};
 use crate::drain::in_flight::InFlight;
-use crate::places::{Call, Marker};
+use crate::places::Marker;
 
 /// How long one half may outlive the other: time to take what is still on the way.
 const LINGER: Duration = Duration::from_secs(5);
@@ -157,41 +157,40 @@ struct Running {
     calls: Calls,
     in_flight: InFlight,
     marker: Option<Marker>,
-    marked: Option<Call>,
 }
 
 impl Running {
     fn new(calls: Calls, in_flight: InFlight, marker: Option<Marker>) -> Self {
-        in_flight.moved(0, calls.open());
-        let mut running = Running {
+        let running = Running {
             calls,
             in_flight,
             marker,
-            marked: None,
         };
-        running.mark();
+        running.moved(0, running.calls.open());
         running
     }
 
     fn see<T>(&mut self, look: impl FnOnce(&mut Calls) -> T) -> T {
         let before = self.calls.open();
         let seen = look(&mut self.calls);
-        self.in_flight.moved(before, self.calls.open());
-        self.mark();
+        self.moved(before, self.calls.open());
         seen
     }
 
-    fn mark(&mut self) {
-        let runs = self.calls.open() > 0;
-        if runs != self.marked.is_some() {
-            self.marked = self.marker.as_ref().filter(|_| runs).map(Marker::call);
+    /// One mark stands for all of them.
+    fn moved(&self, before: usize, after: usize) {
+        self.in_flight.moved(before, after);
+        match (&self.marker, before > 0, after > 0) {
+            (Some(marker), false, true) => marker.begins(),
+            (Some(marker), true, false) => marker.ends(),
+            _ => {}
         }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.in_flight.moved(self.calls.open(), 0);
+        self.moved(self.calls.open(), 0);
     }
 }
 

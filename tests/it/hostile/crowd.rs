@@ -5,7 +5,7 @@ use tokio::net::TcpStream;
 
 use agent_shim::demo::scheduler::FakeScheduler;
 
-use super::frames::{END_HEADERS, END_STREAM, HEADERS, call, frame, opening};
+use super::frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, call, frame, opening};
 use super::process::pair;
 use crate::support::{eventually, within};
 
@@ -108,6 +108,80 @@ async fn a_crowd_of_idle_callers_gives_way_and_running_calls_do_not() {
         .await
         .unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+/// A carried gRPC connection is told to go before it is closed, and a call that comes meanwhile is
+/// served: also where it has been idle for longer than the time it is given.
+#[tokio::test]
+async fn who_has_to_give_way_is_told_first_and_may_still_call() {
+    let (_server, process) = pair(&[]).await;
+    let infer = |stream| {
+        let head = frame(HEADERS, END_HEADERS, stream, &call(super::frames::INFER));
+        [head, frame(DATA, END_STREAM, stream, &[0; 5])].concat()
+    };
+    let mut oldest = TcpStream::connect(process.grpc).await.unwrap();
+    oldest
+        .write_all(&[opening(), infer(1)].concat())
+        .await
+        .unwrap();
+    let mut heard = Vec::new();
+    let ended = |stream| move |f: &Frame| f.ends(stream);
+    within("the first answer", until(&mut oldest, &mut heard, ended(1))).await;
+    // Idle for as long as it may take to go: that time must not count before it is told.
+    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    let mut crowd = Vec::new();
+    for _ in 1..1_024 {
+        let mut stream = TcpStream::connect(process.grpc).await.unwrap();
+        let both = [opening(), infer(1)].concat();
+        stream.write_all(&both).await.unwrap();
+        // Who has never called would give way before.
+        let mut heard = Vec::new();
+        within("an answer", until(&mut stream, &mut heard, ended(1))).await;
+        crowd.push(stream);
+    }
+    crowd.push(TcpStream::connect(process.grpc).await.unwrap());
+    let going = |f: &Frame| f.kind == GOAWAY;
+    within("GOAWAY", until(&mut oldest, &mut heard, going)).await;
+    oldest.write_all(&infer(3)).await.unwrap();
+    within("its answer", until(&mut oldest, &mut heard, ended(3))).await;
+    drop(crowd);
+}
+
+/// A frame that was heard.
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+}
+
+impl Frame {
+    fn ends(&self, stream: u32) -> bool {
+        self.kind == HEADERS && self.stream == stream && self.flags & END_STREAM != 0
+    }
+}
+
+/// Reads until such a frame has come; what is left over stays in `heard`.
+async fn until(from: &mut TcpStream, heard: &mut Vec<u8>, is_it: impl Fn(&Frame) -> bool) {
+    loop {
+        while heard.len() >= 9 {
+            let length = u32::from_be_bytes([0, heard[0], heard[1], heard[2]]) as usize;
+            if heard.len() < 9 + length {
+                break;
+            }
+            let stream = u32::from_be_bytes([heard[5], heard[6], heard[7], heard[8]]);
+            let frame = Frame {
+                kind: heard[3],
+                flags: heard[4],
+                stream,
+            };
+            heard.drain(..9 + length);
+            if is_it(&frame) {
+                return;
+            }
+        }
+        let read = from.read_buf(heard).await.unwrap();
+        assert_ne!(read, 0, "closed without a word");
+    }
 }
 
 /// A call on each place: who comes then waits, is named as a finding, and is served in the end.
