@@ -25,7 +25,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::budget::Charge;
+use crate::budget::{Charge, Exhausted};
 use crate::clock::Clock;
 use crate::config::Mode;
 use crate::config::scheduler::Target;
@@ -258,7 +258,11 @@ impl Interposer {
         let service = service_fn(move |request: Request<Incoming>| {
             let (interposer, call) = (self.clone(), marker.call());
             async move {
-                let (response, held) = match Charge::call(request.headers()) {
+                let charged = match request.uri().path() {
+                    SUBSCRIBE => Charge::vital_call(request.headers()),
+                    _ => Charge::call(request.headers()),
+                };
+                let (response, held) = match charged {
                     Ok(held) => (interposer.handle(request).await, Some(held)),
                     Err(error) => (refusal(RESOURCE_EXHAUSTED, &error.to_string()), None),
                 };
@@ -374,14 +378,17 @@ struct Whole {
     _held: Charge,
 }
 
-/// The whole body of a request; or, where the agent has gone or says too much, its answer.
-async fn whole(mut body: Incoming) -> Result<Whole, Response<Outgoing>> {
+/// The whole body of a request, which `add` charges; or, where the agent has gone or says too much, its answer.
+async fn whole(
+    mut body: Incoming,
+    add: fn(&mut Charge, usize) -> Result<(), Exhausted>,
+) -> Result<Whole, Response<Outgoing>> {
     let (mut bytes, mut held) = (BytesMut::new(), Charge::default());
     while let Some(frame) = body.frame().await {
         let frame = frame
             .map_err(|error| refusal(UNAVAILABLE, &format!("the request broke off: {error}")))?;
         if let Ok(data) = frame.into_data() {
-            held.add(data.len())
+            add(&mut held, data.len())
                 .map_err(|error| refusal(RESOURCE_EXHAUSTED, &error.to_string()))?;
             bytes.extend_from_slice(&data);
         }

@@ -52,6 +52,10 @@ fn status_of(reason: h2::Reason) -> u16 {
 /// What may be on its way and not yet taken, for each connection: most of what comes here is small,
 /// and each of many callers could leave so much untaken.
 const WINDOW: u32 = 256 * 1024;
+/// Calls of one connection at a time. The agent asks for health on the connection on which its loads
+/// wait, one for each call that has met a lost model, and gives up where that question has to wait
+/// for them; the library's own limit is 200. What they hold is bounded by [`Charge`].
+const MAX_CALLS: u32 = 4_096;
 
 /// What a held call keeps of its caller's deadline, so that the answer still arrives.
 const HOLD_MARGIN: Duration = Duration::from_secs(5);
@@ -85,7 +89,11 @@ pub async fn serve(stream: UnixStream, context: Context) {
         // Of a caller that mixes kinds on one connection.
         let counted = (!is_control(request.uri().path())).then(|| calls.context.in_flight.one());
         async move {
-            let (response, held) = match Charge::call(request.headers()) {
+            let charged = match question(request.uri().path()) {
+                Some(_) => Charge::vital_call(request.headers()),
+                None => Charge::call(request.headers()),
+            };
+            let (response, held) = match charged {
                 Ok(held) => (calls.handle(request).await, Some(held)),
                 Err(error) => (calls.exhausted(&error.to_string()), None),
             };
@@ -96,10 +104,20 @@ pub async fn serve(stream: UnixStream, context: Context) {
     let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .auto_date_header(false)
         .max_header_list_size(super::opening::MAX_CALL_HEADERS)
+        .max_concurrent_streams(MAX_CALLS)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .serve_connection(TokioIo::new(stream), service)
         .await;
+}
+
+/// What a call asks of the server's health.
+fn question(path: &str) -> Option<Question> {
+    match path {
+        LIVE => Some(Question::Live),
+        READY => Some(Question::Ready),
+        _ => None,
+    }
 }
 
 pub(super) struct Calls {
@@ -123,12 +141,7 @@ impl Drop for Server {
 
 impl Calls {
     async fn handle(self: &Arc<Self>, request: Request<Incoming>) -> Response<Relayed> {
-        let question = match request.uri().path() {
-            LIVE => Some(Question::Live),
-            READY => Some(Question::Ready),
-            _ => None,
-        };
-        if let Some(question) = question {
+        if let Some(question) = question(request.uri().path()) {
             if question == Question::Live {
                 self.hold(request.headers()).await;
             }

@@ -247,7 +247,7 @@ impl AsyncRead for Recorder {
         ready!(Pin::new(&mut this.stream).poll_read(cx, out))?;
         let bytes = out.filled()[had..].to_vec();
         this.hear(&bytes);
-        if this.heard.len() > UNCOUNTED && this.charge.add(bytes.len()).is_err() {
+        if this.heard.len() > UNCOUNTED && this.charge.unfinished(bytes.len()).is_err() {
             return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()));
         }
         Poll::Ready(Ok(()))

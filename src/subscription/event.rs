@@ -16,6 +16,7 @@ use super::frames::{self, Single};
 use super::metrics::{Delivery, Fate, Kind};
 use super::pace::Backoff;
 use super::{EVENT, Failed, Interposer, own_headers, send, whole, without_length};
+use crate::budget::Charge;
 use crate::relay::local::deadline;
 
 /// How long an event is tried to be delivered. The agent waits for ever, and would lose it.
@@ -28,7 +29,7 @@ const MAX_ANSWER: usize = 16 * 1024 * 1024;
 impl Interposer {
     pub(super) async fn event(self, request: Request<Incoming>) -> Response<Outgoing> {
         let (mut head, body) = request.into_parts();
-        let read = match whole(body).await {
+        let read = match whole(body, Charge::add).await {
             Ok(read) => read,
             Err(refused) => return refused,
         };

@@ -15,6 +15,7 @@ use super::pace::Backoff;
 use super::status::Phase;
 use super::stream::Operations;
 use super::{Failed, Interposer, is_only_a_status, send, unreachable_phase, whole, without_length};
+use crate::budget::Charge;
 use crate::config::Mode;
 
 impl Interposer {
@@ -39,7 +40,7 @@ impl Interposer {
     async fn subscribed(&self, request: Request<Incoming>, live: &mut Live) -> Opened {
         let (mut head, body) = request.into_parts();
         let seen = self.events_seen.load(Ordering::Relaxed);
-        let read = match whole(body).await {
+        let read = match whole(body, Charge::add_vital).await {
             Ok(read) => read,
             Err(refused) => return Opened::Answer(refused),
         };

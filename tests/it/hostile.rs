@@ -16,3 +16,4 @@ mod lane;
 mod lanes;
 mod process;
 mod upstream;
+mod vital;
