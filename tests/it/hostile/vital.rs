@@ -42,11 +42,14 @@ async fn callers_who_never_call_leave_room_for_health_loads_and_the_scheduler() 
     process
         .withstands("a crowd that says much and never calls", async {
             let mut crowd = Vec::new();
-            let said = [opening(), frame(0xfe, 0, 0, &[0; 16_000]).repeat(11)].concat();
-            for _ in 0..120 {
+            let much = [opening(), frame(0xfe, 0, 0, &[0; 16_000]).repeat(11)].concat();
+            // What is just counted, to fill what is left between the large ones.
+            let little = [opening(), frame(0xfe, 0, 0, &[0; 500]).repeat(34)].concat();
+            for n in 0..320 {
+                let said = if n < 120 { &much } else { &little };
                 let mut stream = TcpStream::connect(process.grpc).await.unwrap();
                 // Some are ended, which is theirs to bear.
-                let _ = stream.write_all(&said).await;
+                let _ = stream.write_all(said).await;
                 crowd.push(stream);
             }
             for (to, method) in [
