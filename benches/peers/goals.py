@@ -68,7 +68,7 @@ def judge(document):
          floor=floor.get("connections_mb"))  # fmt: skip
     goal("idle cpu, three candidates every second", shim.get("idle_cpu_percent"), 0.3, unit="% of a core")
     goal("start to listening", shim.get("start_ms"), 20, unit="ms")
-    real = shim.get("mlserver", {})
+    real = document.get("mlserver", {})
     for protocol in ("grpc", "http"):
         figures = real.get(protocol, {})
         goal(f"real MLServer, {protocol}, p50 of direct", figures.get("p50_ratio"), 1.02,

@@ -1,5 +1,4 @@
-"""The real MLServer with a scikit-learn model of the iris flowers: direct, through the shim and, for
-what any process in between costs on this machine, through the bare relay."""
+"""The real MLServer with a scikit-learn model of the iris flowers, behind each subject."""
 
 import json
 import os
@@ -11,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import load
-from subjects import Floor, Shim, free_port, listens, until
+from subjects import free_port, listens, until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VENV = ROOT / "target/mlserver-venv/bin"
@@ -93,51 +92,87 @@ class MLServer:
             self.process = None
 
 
-def compare(args, folder):
-    """p50 and throughput as ratios of direct, medians of interleaved rounds."""
+# Calls of a turn: before it, one at a time, and several at once.
+WARM, ALONE, BUSY = 30, 300, 600
+
+
+def compare(args, folder, subjects):
+    """What each subject makes of p50 and throughput: medians of interleaved turns, and ratios of direct."""
     server = MLServer(folder)
     grpc_body, http_body = Path(folder) / "iris.grpc", Path(folder) / "iris.json"
     subprocess.run([VENV / "python", "-c", ENCODE, grpc_body, "iris"], check=True)
     http_body.write_text(json.dumps(INPUT))
     server.start()
-    shim, floor = Shim(folder, args.shim), Floor(folder, args.echo)
+    started = []
     try:
-        for one in (shim, floor):
-            one.start(server.http, server.grpc)
+        for subject in subjects:
+            try:
+                subject.start(server.http, server.grpc)
+                started.append(subject)
+            except Exception as problem:  # noqa: BLE001 - one subject must not cost the others
+                subject.stop()
+                print(f"skipped: {subject.name} in front of the real MLServer: {problem}", file=sys.stderr)
         found = {}
-        for name, http1 in (("grpc", False), ("http", True)):
-            path, body = (
-                ("/v2/models/iris/infer", http_body) if http1 else (load.INFER, grpc_body)
-            )
-            ends = {
-                "direct": server.http if http1 else server.grpc,
-                "shim": shim.http if http1 else shim.grpc,
-                "floor": floor.http if http1 else floor.grpc,
-            }
-            rows = {end: [] for end in ends}
+        for kind, path, body in (("grpc", load.INFER, grpc_body), ("http", "/v2/models/iris/infer", http_body)):
+            rows = {subject.name: [] for subject in started}
             turns = max(4, args.rounds) * 2 if args.scale >= 1 else 2
-            for turn in range(turns):
-                order = list(ends)[turn % len(ends) :] + list(ends)[: turn % len(ends)]
-                for end in order:
-                    one = {"http1": http1}
-                    alone = load.run(ends[end], path, body, calls=300, **one)
-                    wide = {"connections": 8} if http1 else {"connections": 2, "streams": 4}
-                    busy = load.run(ends[end], path, body, calls=600, **one, **wide)
-                    rows[end].append((alone.quantile(0.5), busy.rate, alone.failed + busy.failed))
-            p50 = {e: statistics.median(r[0] for r in rows[e]) for e in ends}
-            rate = {e: statistics.median(r[1] for r in rows[e]) for e in ends}
-            found[name] = {
-                "p50_us": p50,
-                "rate": rate,
-                "p50_ratio": p50["shim"] / p50["direct"],
-                "rate_ratio": rate["shim"] / rate["direct"],
-                "floor_p50_ratio": p50["floor"] / p50["direct"],
-                "floor_rate_ratio": rate["floor"] / rate["direct"],
-                "p50_spread_us": {e: [min(r[0] for r in rows[e]), max(r[0] for r in rows[e])] for e in ends},
-                "failed": sum(r[2] for r in rows["shim"]),
-            }
-            print(f"real MLServer, {name}: p50 {p50}, calls/s {rate}, failed {found[name]['failed']}")
+            for number in range(turns):
+                first = number % len(started)
+                for subject in started[first:] + started[:first]:
+                    port = subject.http if kind == "http" else subject.grpc
+                    rows[subject.name].append(turn(port, path, body, kind == "http"))
+            found[kind] = summary(rows)
+            table(kind, found[kind])
         return found
     finally:
-        for one in (shim, floor, server):
+        for one in (*started, server):
             one.stop()
+
+
+def turn(port, path, body, http1):
+    """p50 and p99 of calls one at a time, calls a second of several at once, and how many failed."""
+    wide = {"connections": 8} if http1 else {"connections": 2, "streams": 4}
+    load.run(port, path, body, calls=WARM, http1=http1, **wide)
+    alone = load.run(port, path, body, calls=ALONE, http1=http1)
+    busy = load.run(port, path, body, calls=BUSY, http1=http1, **wide)
+    return {
+        "p50": alone.quantile(0.5),
+        "p99": alone.quantile(0.99),
+        "rate": busy.rate,
+        "failed": alone.failed + busy.failed,
+    }
+
+
+def summary(rows):
+    """Of one protocol: each figure by subject, and the ratios of direct that the goals are about."""
+
+    def of(key, how):
+        return {subject: how(turn[key] for turn in turns) for subject, turns in rows.items()}
+
+    found = {
+        "p50_us": of("p50", statistics.median),
+        "p50_spread_us": of("p50", ends),
+        "p99_us": of("p99", statistics.median),
+        "rate": of("rate", statistics.median),
+        "rate_spread": of("rate", ends),
+        "failed": of("failed", sum),
+    }
+    for subject, prefix in (("agent-shim", ""), ("floor", "floor_")):
+        if subject in rows and "direct" in rows:
+            for ratio, key in (("p50_ratio", "p50_us"), ("rate_ratio", "rate")):
+                found[prefix + ratio] = found[key][subject] / found[key]["direct"]
+    return found
+
+
+def ends(figures):
+    """The lowest and the highest."""
+    ordered = sorted(figures)
+    return [ordered[0], ordered[-1]]
+
+
+def table(kind, found):
+    print(f"\n{'MLServer, ' + kind:<15} {'p50 us':>18} {'p99 us':>7} {'calls/s':>16} {'failed':>6}")
+    for subject, p50 in found["p50_us"].items():
+        latency = "{:.0f} ({:.0f}-{:.0f})".format(p50, *found["p50_spread_us"][subject])
+        rate = "{:.0f} ({:.0f}-{:.0f})".format(found["rate"][subject], *found["rate_spread"][subject])
+        print(f"{subject:<15} {latency:>18} {found['p99_us'][subject]:>7.0f} {rate:>16} {found['failed'][subject]:>6}")

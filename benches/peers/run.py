@@ -23,6 +23,7 @@ import load
 import machine
 import memory
 import outage
+import real
 import shim_only
 from subjects import Envoy, Floor, Haproxy, Nginx, Shim, Subject
 
@@ -224,6 +225,10 @@ def main():
             outage.table(document["outage"])
             print()
             document["shim"] = shim_only.measure(args, folder, bodies[65])
+            try:
+                document["mlserver"] = real.compare(args, folder, subjects)
+            except Exception as problem:  # noqa: BLE001 - it must not cost what was measured before
+                said(f"skipped: the real MLServer: {problem}")
     if not args.no_acceptance and not args.no_extras:
         print()
         document["acceptance"] = acceptance(args, out)

@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 
 import load
-import real
 from alone import Alone
 from subjects import Shim, free_port, listens, until
 
 
 def measure(args, folder, small):
-    """Everything; a part that fails is said on stderr and left out."""
+    """Every part; one that fails is said on stderr and left out."""
     figures = {"binary_mb": Path(args.shim).stat().st_size / 1e6}
     parts = [start_time, at_rest, agent_event, death_and_return, instructions]
     for part in parts:
@@ -25,13 +24,8 @@ def measure(args, folder, small):
             figures.update(part(args, folder, small))
         except Exception as problem:  # noqa: BLE001 - one part must not cost the others
             print(f"skipped: {part.__name__}: {problem}", file=sys.stderr)
-    try:
-        figures["mlserver"] = real.compare(args, folder)
-    except Exception as problem:  # noqa: BLE001
-        print(f"skipped: the real MLServer: {problem}", file=sys.stderr)
     for name, figure in figures.items():
-        if not isinstance(figure, dict):
-            print(f"{name:<34} {figure:.3f}" if isinstance(figure, float) else f"{name:<34} {figure}")
+        print(f"{name:<34} {figure:.3f}" if isinstance(figure, float) else f"{name:<34} {figure}")
     return figures
 
 

@@ -12,6 +12,7 @@ import goals
 import guard
 import load
 import outage
+import real
 from conftest import ECHO, ROOT, SHIM
 
 
@@ -55,6 +56,31 @@ def test_throughput_is_judged_in_both_ways_and_what_was_not_measured_is_not_met(
     assert found["throughput, 4 x 16 small gRPC, of the best peer's"]["figure"] == 1.8
     assert found["16 MB bodies, HTTP, bandwidth of direct"]["met"] is None
     assert found["start to listening"]["met"] is None
+
+
+def in_front_of_mlserver(**p50):
+    """Three turns of each subject, the median in the last of them, and a rate that is its reciprocal."""
+    return real.summary({
+        subject: [{"p50": one, "p99": 2 * one, "rate": 1e6 / one, "failed": 1} for one in (middle - 10, middle + 50, middle)]
+        for subject, middle in p50.items()
+    })  # fmt: skip
+
+
+def test_the_real_server_is_judged_behind_the_shim_and_shown_behind_every_subject():
+    found = in_front_of_mlserver(**{"direct": 2000, "floor": 2100, "agent-shim": 2030, "nginx": 2500})
+    assert found["p50_us"] == {"direct": 2000, "floor": 2100, "agent-shim": 2030, "nginx": 2500}
+    assert found["p50_spread_us"]["nginx"] == [2490, 2550] and found["failed"]["nginx"] == 3
+    goal = judged(document() | {"mlserver": {"http": found}})["real MLServer, http, p50 of direct"]
+    assert (goal["figure"], goal["floor"], goal["met"]) == (1.015, 1.05, True)
+    worse = in_front_of_mlserver(**{"direct": 2000, "agent-shim": 2060})
+    goal = judged(document() | {"mlserver": {"http": worse}})["real MLServer, http, p50 of direct"]
+    assert (goal["figure"], goal["floor"], goal["met"]) == (1.03, None, False)
+
+
+def test_without_direct_or_the_shim_there_is_nothing_to_judge():
+    found = in_front_of_mlserver(nginx=2500, floor=2100)
+    goal = judged(document() | {"mlserver": {"http": found}})["real MLServer, http, p50 of direct"]
+    assert goal["met"] is None and found["rate"]["nginx"] == 400
 
 
 def test_each_goal_has_a_name_of_its_own():

@@ -9,6 +9,7 @@ import report
 
 RESULTS = json.loads(report.RESULTS.read_text())
 PAGE = report.PAGE.read_text()
+SUBJECTS = {"direct", "floor", "agent-shim", "nginx", "haproxy", "envoy"}
 # What a short or disturbed run misses is no finding.
 DISTURBED = "not for its figures" in report.how(RESULTS)
 BY_HAND = PAGE[: PAGE.index(report.BEGIN)] + PAGE[PAGE.index(report.END) :]
@@ -39,9 +40,45 @@ def test_the_run_measured_everything_that_the_page_shows():
         assert RESULTS.get(key), key
     assert set(report.LOADS) == set(RESULTS["loads"])
     for by in RESULTS["loads"].values():
-        assert {"direct", "floor", "agent-shim", "nginx", "haproxy", "envoy"} == set(by)
+        assert SUBJECTS == set(by)
+    # A run of before had three subjects in front of the real server.
+    for by in RESULTS.get("mlserver", {}).values():
+        assert SUBJECTS == set(by["p50_us"]) == set(by["rate"])
     missing = report.ALONE.keys() - RESULTS["shim"].keys()
     assert not missing or DISTURBED, missing
+
+
+def rows(d):
+    """What the page says of the real server behind each subject, by protocol and subject."""
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.real(d).splitlines()[2:]]
+    return {(kind, subject): figures for kind, subject, *figures in cells}
+
+
+def test_the_real_server_is_shown_behind_each_subject_that_the_run_had():
+    by = {
+        "p50_us": {"direct": 2000.0, "agent-shim": 2100.0, "envoy": 3000.0},
+        "p50_spread_us": {"direct": [1900, 2050], "agent-shim": [2000, 2200], "envoy": [2900, 3100]},
+        "p99_us": {"direct": 4000.0, "agent-shim": 4100.0, "envoy": 6000.0},
+        "rate": {"direct": 600.0, "agent-shim": 570.0, "envoy": 300.0},
+        "rate_spread": {"direct": [590, 610], "agent-shim": [550, 580], "envoy": [280, 310]},
+        "failed": {"direct": 0, "agent-shim": 0, "envoy": 7},
+    }
+    found = rows(RESULTS | {"mlserver": {"http": by}})
+    assert set(found) == {("HTTP", "direct"), ("HTTP", "agent-shim"), ("HTTP", "Envoy")}
+    assert found["HTTP", "Envoy"] == ["3,000", "2,900 - 3,100", "1.500", "6,000", "300", "280 - 310", "0.500", "7"]
+
+
+def test_a_run_of_before_shows_the_real_server_behind_the_three_subjects_that_it_had():
+    by = {
+        "p50_us": {"direct": 2000.0, "shim": 2100.0, "floor": 2050.0},
+        "p50_spread_us": {"direct": [1900, 2050], "shim": [2000, 2200], "floor": [2000, 2100]},
+        "rate": {"direct": 600.0, "shim": 570.0, "floor": 580.0},
+        "failed": 3,
+    }
+    before = {key: value for key, value in RESULTS.items() if key != "mlserver"}
+    found = rows(before | {"shim": {"mlserver": {"grpc": by}}})
+    assert set(found) == {("gRPC", "direct"), ("gRPC", "agent-shim"), ("gRPC", "bare TCP relay")}
+    assert found["gRPC", "agent-shim"] == ["2,100", "2,000 - 2,200", "1.050", "-", "570", "-", "0.950", "3"]
 
 
 @pytest.mark.skipif(DISTURBED, reason="the committed run was short or disturbed: what it misses is not explained")
