@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -135,3 +136,17 @@ def test_a_run_of_seconds_goes_from_load_to_results(tmp_path):
             assert figures["failed"]["high"] == 0 and figures["rate"]["low"] > 0
     assert not (ROOT / "docs/performance.json").samefile(tmp_path / "results.json")
     assert results["load_average"]["before"] >= 0 and results["rounds"] == 2
+
+
+@pytest.mark.skipif(not (SHIM and ECHO), reason="neither the shim nor the echo server is built")
+def test_crowds_come_and_go_by_each_way_and_what_they_leave_is_said():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benches/crowds.py", "--shim", SHIM, "--echo", ECHO, "--callers", "20", "--crowds", "2"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ways = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert set(ways) == {"gRPC", "HTTP, lane", "HTTP, full path"}
+    for figures in ways.values():
+        rest, held, first, second, highest = map(int, re.findall(r"\d+", figures))
+        assert 0 < rest < held <= highest and min(first, second) > 0
