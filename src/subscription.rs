@@ -43,6 +43,7 @@ pub mod correct;
 pub mod editor;
 pub mod event;
 pub mod frames;
+pub mod held_back;
 pub mod hello;
 pub mod ledger;
 pub mod live;

@@ -8,6 +8,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::correct::{CapabilityReport, CapacityReport, Correct};
+use super::held_back::{self, Answer, HeldBack};
 use super::ledger::{Balance, Ledger, Load, Totals};
 use super::message::{self, Operation, SubscribeChange, Unreadable};
 use super::metrics::{Fate, Kind, SubscriptionMetrics};
@@ -26,6 +27,7 @@ pub struct Editor {
     mode: Mode,
     correct: Arc<dyn Correct>,
     ledger: Arc<Mutex<Ledger>>,
+    held_back: Arc<Mutex<HeldBack>>,
     status: watch::Sender<Status>,
     metrics: SubscriptionMetrics,
 }
@@ -53,6 +55,13 @@ pub enum Verdict {
 #[derive(Debug, Clone)]
 pub struct Accounted(Option<message::Event>);
 
+impl Accounted {
+    /// What it says, where it could be read.
+    pub fn read(&self) -> Option<&message::Event> {
+        self.0.as_ref()
+    }
+}
+
 impl Editor {
     /// An editor with an empty account.
     pub fn new(
@@ -65,6 +74,7 @@ impl Editor {
             mode,
             correct,
             ledger: Arc::default(),
+            held_back: Arc::default(),
             status,
             metrics,
         }
@@ -72,6 +82,11 @@ impl Editor {
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held_back(&self) -> MutexGuard<'_, HeldBack> {
+        let held_back = self.held_back.lock();
+        held_back.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What would be reported for the latest request now; `None` before the first.
@@ -129,6 +144,7 @@ impl Editor {
             let (available, loaded) = ledger.subscribe(totals, wanted.workers, &read.loaded);
             (available, loaded, ledger.held(&read.loaded))
         };
+        self.held_back().subscribed();
         let change = SubscribeChange {
             memory: Some(wanted.memory).filter(|m| *m != requested.memory),
             capabilities: Some(wanted.capabilities.clone())
@@ -197,7 +213,10 @@ impl Editor {
         };
         tracing::debug!(kind = ?read.kind, model = read.key.name, version = read.key.version, memory = read.memory, "the scheduler asks");
         let verdict = match read.kind {
-            OperationKind::LoadModel => self.load(message, &read),
+            OperationKind::LoadModel => {
+                self.held_back().asked(&read.key);
+                self.load(message, &read)
+            }
             OperationKind::UnloadModel | OperationKind::UnknownEvent => Verdict::Forward,
         };
         if verdict == Verdict::Forward {
@@ -302,6 +321,19 @@ impl Editor {
         })
     }
 
+    /// Which subscription an event that is sent now belongs to.
+    pub fn turn(&self) -> u64 {
+        self.held_back().turn()
+    }
+
+    /// What the scheduler has answered to an event that was sent in `turn`.
+    pub fn answered(&self, event: &message::Event, turn: u64, answer: Answer) {
+        if held_back::ends_load(event.kind) {
+            self.held_back().ended(&event.key, turn, answer);
+            self.publish();
+        }
+    }
+
     /// Applies a change and counts what became of it; `None` where the original goes on.
     fn changed<E: std::fmt::Display>(
         &self,
@@ -348,6 +380,7 @@ impl Editor {
     /// is nothing that could differ from it or be worth another one.
     fn unread(&self) {
         self.ledger().unread();
+        self.held_back().subscribed();
         self.status.send_modify(|status| {
             status.requested = None;
             status.reported = None;
@@ -363,9 +396,10 @@ impl Editor {
 
     fn publish(&self) {
         let balance: Balance = self.ledger().balance();
+        let held_back = self.held_back().count();
         self.status.send_if_modified(|status| {
-            let changed = status.balance != balance;
-            status.balance = balance;
+            let changed = (status.balance, status.held_back) != (balance, held_back);
+            (status.balance, status.held_back) = (balance, held_back);
             changed
         });
     }

@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::body::{DEADLINE_EXCEEDED, Outgoing, UNAVAILABLE, refusal, status_of};
 use super::frames::{self, Single};
+use super::held_back::{Answer as Said, mismatch};
+use super::message;
 use super::metrics::{Delivery, Fate, Kind};
 use super::pace::Backoff;
 use super::{EVENT, Failed, Interposer, own_headers, send, whole, without_length};
@@ -53,7 +55,8 @@ impl Interposer {
             let (accounted, message) = message.as_ref()?;
             self.editor.event(message, accounted)
         };
-        self.deliver(&head, &body, current, limit).await
+        let event = message.as_ref().and_then(|(accounted, _)| accounted.read());
+        self.deliver(&head, &body, event, current, limit).await
     }
 
     /// Delivers an event of the shim's own.
@@ -64,7 +67,13 @@ impl Interposer {
         *request.headers_mut() = own_headers();
         let (head, ()) = request.into_parts();
         let _running = Running::new(self.events_running.clone());
-        let response = self.deliver(&head, &body, || None, DEADLINE).await;
+        let event = match frames::single(&body) {
+            Single::Plain(message) => message::event(&message).ok(),
+            Single::Compressed | Single::Broken => None,
+        };
+        let response = self
+            .deliver(&head, &body, event.as_ref(), || None, DEADLINE)
+            .await;
         let _ = response.into_body().collect().await;
     }
 
@@ -72,6 +81,7 @@ impl Interposer {
         &self,
         head: &http::request::Parts,
         body: &Bytes,
+        event: Option<&message::Event>,
         current: impl Fn() -> Option<Vec<u8>>,
         limit: Duration,
     ) -> Response<Outgoing> {
@@ -86,12 +96,18 @@ impl Interposer {
                     .await
                     .map_err(|e| Failed(e.to_string()))?;
                 let bytes = current().map_or_else(|| body.clone(), |m| frames::framed(&m));
+                let turn = self.editor.turn();
                 let response = send(line, head, Outgoing::Whole(Some(bytes))).await?;
-                Answer::read(response).await
+                Ok((Answer::read(response).await?, turn))
             };
             let attempt = timeout_at(deadline, timeout(ATTEMPT, attempt)).await;
             match attempt {
-                Ok(Ok(Ok(answer))) => return self.delivered(answer),
+                Ok(Ok(Ok((answer, turn)))) => {
+                    if let (Some(event), Some(said)) = (event, answer.said()) {
+                        self.editor.answered(event, turn, said);
+                    }
+                    return self.delivered(answer);
+                }
                 Ok(Ok(Err(Failed(error)))) => why = error,
                 Ok(Err(_)) => why = format!("no answer within {ATTEMPT:?}"),
                 Err(_) => {}
@@ -119,17 +135,17 @@ impl Interposer {
 
     /// Counts the scheduler's answer.
     fn delivered(&self, answer: Answer) -> Response<Outgoing> {
+        let delivery = match answer.said() {
+            Some(Said::Taken) => Delivery::Taken,
+            Some(Said::Mismatch { .. }) => Delivery::Mismatch,
+            None => Delivery::Refused,
+        };
         let Answer {
             head,
             message,
             trailers,
         } = answer;
         let deciding = trailers.as_ref().unwrap_or(&head.headers);
-        let delivery = match status_of(deciding) {
-            Some(0) => Delivery::Taken,
-            _ if is_mismatch(deciding) => Delivery::Mismatch,
-            _ => Delivery::Refused,
-        };
         self.metrics.delivery(delivery);
         if delivery != Delivery::Taken {
             let said = deciding.get("grpc-message").and_then(|m| m.to_str().ok());
@@ -159,6 +175,15 @@ struct Answer {
 }
 
 impl Answer {
+    /// What it comes to; `None` where it is a refusal for another reason than the model's state.
+    fn said(&self) -> Option<Said> {
+        let deciding = self.trailers.as_ref().unwrap_or(&self.head.headers);
+        if status_of(deciding) == Some(0) {
+            return Some(Said::Taken);
+        }
+        mismatch(deciding.get("grpc-message")?.to_str().ok()?)
+    }
+
     /// Reads it, within the caller's time and [`MAX_ANSWER`].
     async fn read(response: Response<Outgoing>) -> Result<Self, Failed> {
         let (head, body) = response.into_parts();
@@ -178,11 +203,6 @@ impl Answer {
             message: collected.to_bytes(),
         })
     }
-}
-
-fn is_mismatch(headers: &HeaderMap) -> bool {
-    let said = headers.get("grpc-message").and_then(|m| m.to_str().ok());
-    said.is_some_and(|said| said.replace("%20", " ").contains("State mismatch"))
 }
 
 /// Counts an event while it is under way.

@@ -143,11 +143,16 @@ pub struct Ledger {
 
 /// Models in the account; far above what one agent holds. A scheduler that asks for more has its
 /// requests carried as before: the agent judges them, and free memory is without them.
-const MOST: usize = 10_000;
+pub(super) const MOST: usize = 10_000;
 /// Longest name in the account, in bytes; Kubernetes allows 253.
 const LONGEST_NAME: usize = 1024;
 /// Loads from before a Subscribe that are remembered; an agent works at far fewer at a time.
 const MOST_ASKED: usize = 1000;
+
+/// Whether one more model may be kept beside as many, under this name.
+pub(super) fn counts(models: usize, key: &Key) -> bool {
+    models < MOST && key.name.len() <= LONGEST_NAME
+}
 
 impl Ledger {
     /// Begins the account anew from what the agent lists. Returns free memory where it must be
@@ -371,7 +376,7 @@ impl Ledger {
 
     /// Whether a model is in the account, or may be.
     fn has_room(&self, key: &Key) -> bool {
-        let room = self.models.len() < MOST && key.name.len() <= LONGEST_NAME;
+        let room = counts(self.models.len(), key);
         if !room && !self.models.contains_key(key) {
             tracing::warn!(
                 models = self.models.len(),

@@ -104,6 +104,9 @@ pub struct Status {
     pub events: u64,
     /// Answers of "State mismatch".
     pub mismatches: u64,
+    /// Loads whose end was answered so, and for which the scheduler holds memory back until the next
+    /// subscription.
+    pub held_back: u64,
     /// Drains of the agent at the scheduler that run now.
     pub draining: usize,
     /// Drains that it has begun there.

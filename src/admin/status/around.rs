@@ -43,6 +43,10 @@ pub struct SubscriptionStatus {
     pub draining_s: Option<f64>,
     /// Events of the agent that the scheduler refused with "State mismatch".
     pub mismatches: u64,
+    /// Loads of this subscription whose end was refused so, and for which the scheduler holds memory
+    /// back until the next one.
+    #[serde(default)]
+    pub held_back: u64,
     /// Models that were refused because they can never fit.
     pub refused: Vec<RefusedModel>,
     /// Whether the scheduler's belief could be read: `not-configured`, `pending`, `failed`, `read`.
@@ -142,6 +146,7 @@ pub(super) fn subscription(shared: &Shared) -> Option<SubscriptionStatus> {
             .or(status.reported.as_ref())
             .and_then(|r| r.workers),
         mismatches: status.mismatches,
+        held_back: status.held_back,
         refused: refused.collect(),
         belief: belief.into(),
         belief_error,

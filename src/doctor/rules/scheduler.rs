@@ -232,11 +232,13 @@ fn waiting(e: &Evidence) -> Verdict {
 }
 
 fn mismatch(e: &Evidence) -> Verdict {
-    match e.subscription().map(|s| s.mismatches) {
-        Some(n) if n > 0 => Found::warning(
-            format!("the scheduler has refused {n} of the agent's events (\"State mismatch\"): memory that it holds back for models that were deleted while they were loading comes back only with the next subscription"),
+    let subscription = e.subscription().filter(|s| s.phase == "open");
+    match subscription.map(|s| (s.held_back, s.mismatches)) {
+        Some((n, all)) if n > 0 => Found::warning(
+            format!("the scheduler has refused to hear of the end of {n} load{} (\"State mismatch\"): what it holds back for models that were deleted while they were loading comes back only with the next subscription", if n == 1 { "" } else { "s" }),
             "kubectl exec POD -c agent -- kill 1   # when it is idle",
         )
+        .seen(format!("\"State mismatch\" answers in all: {all}"))
         .into(),
         _ => Verdict::CLEAR,
     }

@@ -150,7 +150,10 @@ async fn faults_that_take_time_or_many_replicas() {
     });
     only(&differs, "AS058");
 
+    // Those of loads of before, and of ends that were told twice, hold nothing back.
     let mismatch = with(&|e| subscription(e).mismatches = 2);
+    nothing(&mismatch);
+    let mismatch = with(&|e| subscription(e).held_back = 2);
     warns(
         &agent_shim::doctor::diagnose(&mismatch, agent_shim::doctor::rules::all()),
         "AS059",

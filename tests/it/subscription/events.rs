@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use agent_shim::demo::agent::{AgentConfig, FakeAgent};
 use agent_shim::demo::scheduler::{FakeScheduler, Manners};
-use agent_shim::proto::agent::ModelEventMessage;
+use agent_shim::proto::agent::{AgentSubscribeRequest, ModelEventMessage, ReplicaConfig};
 use agent_shim::subscription::frames::framed;
+use http::Response;
+use hyper::body::Incoming;
 use prost::Message;
 use tokio::net::TcpListener;
 
@@ -87,6 +89,60 @@ async fn a_state_mismatch_is_counted_and_passed_on() {
     assert!(message.contains("State"), "{message}");
     assert_eq!(delivered(&shim, "state-mismatch"), 1.0);
     assert_eq!(shim.until(|s| s.mismatches == 1).await.mismatches, 1);
+}
+
+/// Subscribes with nothing in memory, as an agent in words of its own.
+async fn subscribed(agent: &RawAgent) -> Response<Incoming> {
+    let request = AgentSubscribeRequest {
+        server_name: "mlserver".into(),
+        shared: true,
+        replica_config: Some(ReplicaConfig {
+            memory_bytes: 8 * GI,
+            capabilities: vec!["sklearn".into()],
+            ..Default::default()
+        }),
+        available_memory_bytes: 8 * GI,
+        ..Default::default()
+    };
+    let answer = agent.unary(SUBSCRIBE, framed(&request.encode_to_vec()), &[]);
+    let mut answer = within(answer).await.unwrap();
+    // A load is asked for.
+    next(answer.body_mut()).await;
+    answer
+}
+
+#[tokio::test]
+async fn a_load_whose_end_is_refused_is_told_until_the_next_subscription() {
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let shim = Shim::start(settings(&[scheduler.agent]), Double::new(Some(8 * GI))).await;
+    let agent = RawAgent::connect(shim.address).await;
+    scheduler.load(model("iris", &["sklearn"], Some(GI)));
+    let _stream = subscribed(&agent).await;
+    // The model is deleted while it loads.
+    scheduler.unload("iris");
+    within(agent.unary(EVENT, event(), &[])).await.unwrap();
+    assert_eq!(shim.until(|s| s.mismatches == 1).await.held_back, 1);
+    scheduler.load(model("wine", &["sklearn"], Some(GI)));
+    let _next = subscribed(&agent).await;
+    assert_eq!(shim.status.borrow().held_back, 0);
+}
+
+#[tokio::test]
+async fn the_end_of_a_load_of_an_earlier_subscription_is_refused_and_no_finding() {
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let shim = Shim::start(settings(&[scheduler.agent]), Double::new(Some(8 * GI))).await;
+    let agent = RawAgent::connect(shim.address).await;
+    scheduler.load(model("iris", &["sklearn"], Some(GI)));
+    drop(subscribed(&agent).await);
+    let gone = scheduler.until(LIMIT, |s| s.replicas.is_empty()).await;
+    assert!(gone);
+    // The load that was under way ends now, and once more where it was asked for again.
+    let _second = subscribed(&agent).await;
+    for _ in 0..2 {
+        within(agent.unary(EVENT, event(), &[])).await.unwrap();
+    }
+    let after = shim.until(|s| s.events == 2).await;
+    assert_eq!((after.held_back, after.mismatches), (0, 1));
 }
 
 #[tokio::test]
