@@ -49,6 +49,7 @@ pub mod ledger;
 pub mod live;
 pub mod message;
 pub mod metrics;
+pub mod order;
 pub mod pace;
 pub mod status;
 pub mod stream;

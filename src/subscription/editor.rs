@@ -12,6 +12,7 @@ use super::held_back::{self, Answer, HeldBack};
 use super::ledger::{Balance, Ledger, Load, Totals};
 use super::message::{self, Operation, SubscribeChange, Unreadable};
 use super::metrics::{Fate, Kind, SubscriptionMetrics};
+use super::order::{OnItsWay, Order};
 use super::status::{Refused, Requested, Status, Wanted};
 use crate::config::Mode;
 use crate::proto::agent::ModelEventMessage;
@@ -28,6 +29,7 @@ pub struct Editor {
     correct: Arc<dyn Correct>,
     ledger: Arc<Mutex<Ledger>>,
     held_back: Arc<Mutex<HeldBack>>,
+    order: Order,
     status: watch::Sender<Status>,
     metrics: SubscriptionMetrics,
 }
@@ -75,6 +77,7 @@ impl Editor {
             correct,
             ledger: Arc::default(),
             held_back: Arc::default(),
+            order: Order::default(),
             status,
             metrics,
         }
@@ -87,6 +90,12 @@ impl Editor {
     fn held_back(&self) -> MutexGuard<'_, HeldBack> {
         let held_back = self.held_back.lock();
         held_back.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The replica subscribes: what was told before is of the past.
+    fn begins_anew(&self) {
+        self.held_back().subscribed();
+        self.order.subscribed();
     }
 
     /// What would be reported for the latest request now; `None` before the first.
@@ -144,7 +153,7 @@ impl Editor {
             let (available, loaded) = ledger.subscribe(totals, wanted.workers, &read.loaded);
             (available, loaded, ledger.held(&read.loaded))
         };
-        self.held_back().subscribed();
+        self.begins_anew();
         let change = SubscribeChange {
             memory: Some(wanted.memory).filter(|m| *m != requested.memory),
             capabilities: Some(wanted.capabilities.clone())
@@ -212,6 +221,7 @@ impl Editor {
             }
         };
         tracing::debug!(kind = ?read.kind, model = read.key.name, version = read.key.version, memory = read.memory, "the scheduler asks");
+        self.order.asked(&read.key);
         let verdict = match read.kind {
             OperationKind::LoadModel => {
                 self.held_back().asked(&read.key);
@@ -321,6 +331,11 @@ impl Editor {
         })
     }
 
+    /// An event sets out for the scheduler.
+    pub fn sets_out(&self, event: &message::Event) -> OnItsWay {
+        self.order.sets_out(&event.key)
+    }
+
     /// Which subscription an event that is sent now belongs to.
     pub fn turn(&self) -> u64 {
         self.held_back().turn()
@@ -380,7 +395,7 @@ impl Editor {
     /// is nothing that could differ from it or be worth another one.
     fn unread(&self) {
         self.ledger().unread();
-        self.held_back().subscribed();
+        self.begins_anew();
         self.status.send_modify(|status| {
             status.requested = None;
             status.reported = None;

@@ -1,5 +1,6 @@
 //! `AgentEvent`: corrected, and delivered with a deadline. A repeat is safe: the scheduler takes an
-//! event only in the state that it expects, and says "State mismatch" otherwise.
+//! event only in the state that it expects, and says "State mismatch" otherwise; but not once the
+//! model has moved on, since it may come back into that state (see [`super::order`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +17,7 @@ use super::frames::{self, Single};
 use super::held_back::{Answer as Said, mismatch};
 use super::message;
 use super::metrics::{Delivery, Fate, Kind};
+use super::order::OnItsWay;
 use super::pace::Backoff;
 use super::{EVENT, Failed, Interposer, own_headers, send, whole, without_length};
 use crate::budget::Charge;
@@ -86,6 +88,7 @@ impl Interposer {
         limit: Duration,
     ) -> Response<Outgoing> {
         let deadline = Instant::now() + limit;
+        let on_its_way = event.map(|event| self.editor.sets_out(event));
         let mut backoff = Backoff::new();
         let mut why = String::new();
         loop {
@@ -129,6 +132,14 @@ impl Interposer {
             }
             tracing::warn!(why, ?wait, "an event could not be delivered: once more");
             sleep(wait).await;
+            if on_its_way.as_ref().is_some_and(OnItsWay::is_overtaken) {
+                self.metrics.delivery(Delivery::Overtaken);
+                tracing::warn!(why, "an event is not sent again: its model has moved on");
+                return refusal(
+                    UNAVAILABLE,
+                    &format!("not sent again, since the model has moved on: {why}"),
+                );
+            }
             self.metrics.delivery(Delivery::Again);
         }
     }

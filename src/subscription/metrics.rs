@@ -85,6 +85,8 @@ labels!(
         Again = "sent-again",
         /// It could not be delivered in time.
         Lost = "lost",
+        /// It was not sent once more, since its model had moved on.
+        Overtaken = "overtaken",
     }
 );
 

@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use agent_shim::demo::agent::{AgentConfig, FakeAgent};
 use agent_shim::demo::scheduler::{FakeScheduler, Manners};
-use agent_shim::proto::agent::{AgentSubscribeRequest, ModelEventMessage, ReplicaConfig};
+use agent_shim::proto::agent::model_event_message::Event;
+use agent_shim::proto::agent::model_operation_message::Operation;
+use agent_shim::proto::agent::{
+    AgentSubscribeRequest, ModelEventMessage, ModelOperationMessage, ModelVersion, ReplicaConfig,
+};
 use agent_shim::subscription::frames::framed;
 use http::Response;
+use http_body::Frame;
 use hyper::body::Incoming;
 use prost::Message;
 use tokio::net::TcpListener;
@@ -15,12 +20,16 @@ use super::hold::nobody;
 use super::raw::*;
 use super::support::*;
 
-fn event() -> bytes::Bytes {
+pub fn event() -> bytes::Bytes {
+    event_of(Event::Loaded)
+}
+
+fn event_of(kind: Event) -> bytes::Bytes {
     let event = ModelEventMessage {
         server_name: "mlserver".into(),
         model_name: "iris".into(),
         model_version: 1,
-        event: agent_shim::proto::agent::model_event_message::Event::Loaded.into(),
+        event: kind.into(),
         ..Default::default()
     };
     framed(&event.encode_to_vec())
@@ -52,6 +61,65 @@ async fn an_event_is_sent_again_after_a_transport_error() {
     assert_eq!(scheduler.read(|s| s.events.len()), 1);
     assert!(delivered(&shim, "sent-again") >= 1.0);
     assert_eq!(delivered(&shim, "refused"), 1.0);
+}
+
+/// What moves a model on while the end of its load has no answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Move {
+    Event,
+    Operation,
+    Subscribe,
+}
+
+#[tokio::test]
+async fn an_event_is_not_sent_again_once_its_model_has_moved_on() {
+    for what in [Move::Event, Move::Operation, Move::Subscribe] {
+        let mut scheduler = RawScheduler::start().await;
+        let shim = Shim::start(settings(&[scheduler.address]), Double::new(Some(8 * GI))).await;
+        let agent = RawAgent::connect(shim.address).await;
+        let subscribing = tokio::spawn(agent.unary(SUBSCRIBE, request(), &[]));
+        let (operations, _body) = scheduler.call().await.answer(grpc_headers());
+        let mut stream = within(subscribing).await.unwrap().unwrap().into_body();
+        let first = tokio::spawn(agent.unary(EVENT, event(), &[]));
+        let unanswered = scheduler.call().await;
+        match what {
+            Move::Event => {
+                let newer = tokio::spawn(agent.unary(EVENT, event_of(Event::Unloaded), &[]));
+                scheduler.call().await.status("0");
+                within(newer).await.unwrap().unwrap();
+            }
+            Move::Operation => {
+                operations.send(Frame::data(unload())).unwrap();
+                assert_eq!(next(&mut stream).await, unload());
+            }
+            Move::Subscribe => {
+                let again = tokio::spawn(agent.unary(SUBSCRIBE, request(), &[]));
+                let (_operations, _body) = scheduler.call().await.answer(grpc_headers());
+                within(again).await.unwrap().unwrap();
+            }
+        }
+        // The stream breaks, and the scheduler may have seen the event or not.
+        drop(unanswered);
+        let answer = within(first).await.unwrap().unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "14", "{what:?}");
+        let said = answer.headers()["grpc-message"].to_str().unwrap();
+        assert!(said.contains("moved"), "{what:?}: {said}");
+        assert_eq!(delivered(&shim, "sent-again"), 0.0, "{what:?}");
+        assert_eq!(delivered(&shim, "overtaken"), 1.0, "{what:?}");
+    }
+}
+
+fn unload() -> bytes::Bytes {
+    let operation = ModelOperationMessage {
+        operation: Operation::UnloadModel.into(),
+        model_version: Some(ModelVersion {
+            model: Some(model("iris", &["sklearn"], Some(GI))),
+            version: 1,
+            agent_shim_original: None,
+        }),
+        autoscaling_enabled: false,
+    };
+    framed(&operation.encode_to_vec())
 }
 
 #[tokio::test]
@@ -91,8 +159,8 @@ async fn a_state_mismatch_is_counted_and_passed_on() {
     assert_eq!(shim.until(|s| s.mismatches == 1).await.mismatches, 1);
 }
 
-/// Subscribes with nothing in memory, as an agent in words of its own.
-async fn subscribed(agent: &RawAgent) -> Response<Incoming> {
+/// Of a replica with nothing in memory.
+pub fn request() -> bytes::Bytes {
     let request = AgentSubscribeRequest {
         server_name: "mlserver".into(),
         shared: true,
@@ -104,9 +172,14 @@ async fn subscribed(agent: &RawAgent) -> Response<Incoming> {
         available_memory_bytes: 8 * GI,
         ..Default::default()
     };
-    let answer = agent.unary(SUBSCRIBE, framed(&request.encode_to_vec()), &[]);
-    let mut answer = within(answer).await.unwrap();
-    // A load is asked for.
+    framed(&request.encode_to_vec())
+}
+
+/// Subscribes, and is asked for a load.
+async fn subscribed(agent: &RawAgent) -> Response<Incoming> {
+    let mut answer = within(agent.unary(SUBSCRIBE, request(), &[]))
+        .await
+        .unwrap();
     next(answer.body_mut()).await;
     answer
 }
