@@ -48,6 +48,14 @@ impl Phase {
         Phase::Draining,
     ];
 
+    /// For rows that are played under load always, and otherwise where everything is.
+    pub const BUT_UNDER_LOAD: &[Phase] = &[
+        Phase::ColdStart,
+        Phase::Idle,
+        Phase::Loading,
+        Phase::Draining,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Phase::ColdStart => "cold start",

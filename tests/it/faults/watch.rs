@@ -129,17 +129,29 @@ pub async fn found(
     before: &BTreeSet<String>,
     played: &mut Played,
 ) {
+    let (_, seen) = until_only(stage, true_of, before, 2.0).await;
+    played.found = seen.into_iter().collect();
+}
+
+/// Waits until nothing is found but these and what was found before, for so many seconds at most.
+/// Whether that came about, and what is found that was not before.
+async fn until_only(
+    stage: &Stage,
+    these: &[&str],
+    before: &BTreeSet<String>,
+    limit: f64,
+) -> (bool, Vec<String>) {
     let mut seen = Vec::new();
-    let _ = until(promised(2.0), async || {
+    let only = until(promised(limit), async || {
         let Some(now) = stage.findings().await else {
             return false;
         };
         seen = now;
         seen.retain(|id| !before.contains(id));
-        seen.iter().all(|id| true_of.contains(&id.as_str()))
+        seen.iter().all(|id| these.contains(&id.as_str()))
     })
     .await;
-    played.found = seen.into_iter().collect();
+    (only.is_some(), seen)
 }
 
 /// The end of the fault is told, too.
@@ -168,16 +180,9 @@ pub async fn nothing_left(
     before: &BTreeSet<String>,
     played: &mut Played,
 ) {
-    let mut left = Vec::new();
-    let gone = until(promised(30.0), async || {
-        let Some(now) = stage.findings().await else {
-            return false;
-        };
-        left = now;
-        left.retain(|id| !before.contains(id) && !lasting.contains(&id.as_str()));
-        left.is_empty()
-    });
-    if gone.await.is_none() {
+    let (gone, mut left) = until_only(stage, lasting, before, 30.0).await;
+    if !gone {
+        left.retain(|id| !lasting.contains(&id.as_str()));
         played.complain(format!("30 s after the fault it is still found: {left:?}"));
     }
 }

@@ -91,6 +91,14 @@ async fn setting() -> (Manual, StandIn, Process, TcpStream) {
     (manual, standin, process, caller)
 }
 
+/// The setting when a caller has sent this, and its call has come to the server.
+async fn under_way(sent: &[u8]) -> (Manual, (StandIn, Process), TcpStream, TcpStream) {
+    let (mut manual, standin, process, mut caller) = setting().await;
+    caller.write_all(sent).await.unwrap();
+    let (_, server) = manual.called().await;
+    (manual, (standin, process), caller, server)
+}
+
 #[tokio::test]
 async fn plain_calls_go_on_byte_for_byte_until_one_that_is_not() {
     let (mut manual, _standin, _process, mut caller) = setting().await;
@@ -153,12 +161,8 @@ async fn a_head_may_come_byte_by_byte_and_a_body_with_it() {
 
 #[tokio::test]
 async fn a_body_of_known_length_streams_both_ways_while_it_is_sent() {
-    let (mut manual, _standin, _process, mut caller) = setting().await;
-    caller
-        .write_all(b"POST /mine HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nfirst")
-        .await
-        .unwrap();
-    let (_, mut server) = manual.called().await;
+    let (_manual, _others, mut caller, mut server) =
+        under_way(b"POST /mine HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nfirst").await;
     exactly(&mut server, b"first").await;
     let begin = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf";
     server.write_all(begin).await.unwrap();
@@ -177,12 +181,8 @@ async fn a_body_of_known_length_streams_both_ways_while_it_is_sent() {
 
 #[tokio::test]
 async fn an_answer_before_the_requests_end_is_heard_though_the_server_takes_no_more() {
-    let (mut manual, _standin, _process, mut caller) = setting().await;
-    caller
-        .write_all(b"POST /mine HTTP/1.1\r\nhost: a\r\ncontent-length: 10000000\r\n\r\n123")
-        .await
-        .unwrap();
-    let (_, mut server) = manual.called().await;
+    let (mut manual, _others, mut caller, mut server) =
+        under_way(b"POST /mine HTTP/1.1\r\nhost: a\r\ncontent-length: 10000000\r\n\r\n123").await;
     let early = b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig";
     server.write_all(early).await.unwrap();
     drop(server);

@@ -100,6 +100,12 @@ fn pick<'a>(random: &mut Rng, all: &[&'a str]) -> &'a str {
     all[random.usize(..all.len())]
 }
 
+/// Up to three of them.
+fn some<'a>(random: &mut Rng, all: &[&'a str]) -> Vec<&'a str> {
+    let count = random.usize(..4);
+    (0..count).map(|_| pick(random, all)).collect()
+}
+
 /// A request of parts that matter, most of them plain.
 fn request(random: &mut Rng) -> Vec<u8> {
     let method = pick(
@@ -122,31 +128,29 @@ fn request(random: &mut Rng) -> Vec<u8> {
     );
     let mut out = format!("{method} {target} HTTP/1.1\r\n");
     let mut lines = vec!["host: a"];
-    for _ in 0..random.usize(..4) {
-        lines.push(pick(
-            random,
-            &[
-                "x: y",
-                "X-Twice: 1",
-                "x-twice: 2",
-                "accept: */*",
-                "connection: keep-alive",
-                "keep-alive: x",
-                "Connection: x-twice",
-                "te: trailers",
-                "x:\ty",
-                "x:  y ",
-                "user-agent: a/1 (b; c)",
-                "x: \u{e4}",
-                "cookie: a=b; c=d",
-                "content_length: 3",
-                "expect: 100-continue",
-                "proxy-connection: a",
-                "content-length: 5",
-                "Content-Length: 3",
-            ],
-        ));
-    }
+    lines.extend(some(
+        random,
+        &[
+            "x: y",
+            "X-Twice: 1",
+            "x-twice: 2",
+            "accept: */*",
+            "connection: keep-alive",
+            "keep-alive: x",
+            "Connection: x-twice",
+            "te: trailers",
+            "x:\ty",
+            "x:  y ",
+            "user-agent: a/1 (b; c)",
+            "x: \u{e4}",
+            "cookie: a=b; c=d",
+            "content_length: 3",
+            "expect: 100-continue",
+            "proxy-connection: a",
+            "content-length: 5",
+            "Content-Length: 3",
+        ],
+    ));
     let body = match random.u8(..6) {
         0 | 1 => {
             lines.push("content-length: 5");
@@ -308,25 +312,22 @@ fn response(random: &mut Rng) -> Vec<u8> {
             "200",
         ],
     );
-    let mut lines = Vec::new();
-    for _ in 0..random.usize(..4) {
-        lines.push(pick(
-            random,
-            &[
-                "x: y",
-                "X-Twice: 1",
-                "x-twice: 2",
-                "connection: close",
-                "Connection: x-twice",
-                "keep-alive: 5",
-                "x:\ty",
-                "x:  y ",
-                "content-type: text/plain",
-                "upgrade: x",
-                "connection: content-length",
-            ],
-        ));
-    }
+    let mut lines = some(
+        random,
+        &[
+            "x: y",
+            "X-Twice: 1",
+            "x-twice: 2",
+            "connection: close",
+            "Connection: x-twice",
+            "keep-alive: 5",
+            "x:\ty",
+            "x:  y ",
+            "content-type: text/plain",
+            "upgrade: x",
+            "connection: content-length",
+        ],
+    );
     let body = match random.u8(..7) {
         0..=2 => {
             lines.push(pick(

@@ -9,12 +9,7 @@ use crate::os::means::{cgroup, faketime};
 /// Played under load, and in the other phases where everything is.
 const MACHINE: Row = Row {
     phases: &[Phase::UnderLoad],
-    more: &[
-        Phase::ColdStart,
-        Phase::Idle,
-        Phase::Loading,
-        Phase::Draining,
-    ],
+    more: Phase::BUT_UNDER_LOAD,
     ready: Ready::Stays,
     nameless: "nobody is harmed",
     ..USUAL

@@ -81,12 +81,7 @@ pub fn filtered() -> Vec<Row> {
             name: "server-half-open-long",
             fault: "the same for longer than the 5 s after which the server closes idle connections, so that it has ended what the shim still holds",
             phases: &[Phase::UnderLoad],
-            more: &[
-                Phase::ColdStart,
-                Phase::Idle,
-                Phase::Loading,
-                Phase::Draining,
-            ],
+            more: Phase::BUT_UNDER_LOAD,
             inject: |stage| {
                 Box::pin(async {
                     stage.server.order("idle-close 5000").await;
@@ -102,12 +97,7 @@ pub fn filtered() -> Vec<Row> {
             name: "server-packets-lost",
             fault: "one packet in ten to and from the server is lost",
             phases: &[Phase::UnderLoad],
-            more: &[
-                Phase::ColdStart,
-                Phase::Idle,
-                Phase::Loading,
-                Phase::Draining,
-            ],
+            more: Phase::BUT_UNDER_LOAD,
             wants: patient,
             inject: |stage| Box::pin(dropping(stage, to_server(stage), Some(0.1))),
             heal: |stage| Box::pin(no_more(stage)),
@@ -144,12 +134,7 @@ pub fn linked() -> Vec<Row> {
         name: "server-far",
         fault: "the way to the server becomes 300 ms long, there and back, and loses one packet in a hundred",
         phases: &[Phase::UnderLoad],
-        more: &[
-            Phase::ColdStart,
-            Phase::Idle,
-            Phase::Loading,
-            Phase::Draining,
-        ],
+        more: Phase::BUT_UNDER_LOAD,
         wants: over_a_link,
         inject: |_| Box::pin(link("0.15", "0.01")),
         heal: |_| Box::pin(link("0", "0")),
