@@ -68,6 +68,18 @@ fn what_was_unloaded_is_not_restored_whether_before_or_meanwhile() {
 }
 
 #[test]
+fn what_its_owner_unloads_just_now_is_undone_only_when_he_has_ended() {
+    let mut book = with(&["a"]);
+    book.restarted(s(1), s(2));
+    assert_eq!(book.next(s(2)).as_deref(), Some("a"));
+    book.unload_begins("a", s(3));
+    assert_eq!(book.load_done("a", Ok(loaded(4)), s(4)), Then::Wait);
+    assert_eq!(book.settled("a"), None, "he is still at it");
+    book.unload_ended("a", s(5));
+    assert_eq!(book.settled("a"), Some(Then::Undo));
+}
+
+#[test]
 fn an_unload_without_the_shim_is_told_from_a_restart_by_when_it_showed() {
     let mut book = with(&["a", "b"]);
     book.index([("a", "UNAVAILABLE"), ("b", "READY")].into_iter(), s(5));

@@ -232,3 +232,47 @@ impl Drop for Live {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn wanted(memory: u64) -> Wanted {
+        Wanted {
+            memory,
+            capabilities: Vec::new(),
+            workers: None,
+        }
+    }
+
+    fn reported(registry: &Registry) -> Option<u64> {
+        registry.renew(|renewer, _| (renewer.reported().memory, false))
+    }
+
+    #[test]
+    fn the_report_and_the_end_of_an_older_subscription_are_not_the_newer_ones() {
+        let metrics = SubscriptionMetrics::new(&Metrics::new());
+        let (status, _) = watch::channel(Status::default());
+        let registry = Registry::new(Clock::start(), Duration::ZERO, status, metrics);
+        let mut older = registry.enter();
+        older.open("scheduler:9005".into(), Some(wanted(8)));
+        assert_eq!(reported(&registry), Some(8));
+        let mut newer = registry.enter();
+        assert_eq!(
+            reported(&registry),
+            None,
+            "the newer one has reported nothing"
+        );
+        // Its answer was there in the moment in which it was told to end.
+        older.open("scheduler:9005".into(), Some(wanted(8)));
+        assert_eq!(reported(&registry), None);
+        newer.open("scheduler:9005".into(), Some(wanted(9)));
+        older.open("scheduler:9005".into(), Some(wanted(8)));
+        assert_eq!(reported(&registry), Some(9));
+        drop(older);
+        assert_eq!(reported(&registry), Some(9));
+        drop(newer);
+        assert_eq!(reported(&registry), None);
+    }
+}

@@ -312,6 +312,8 @@ impl Serves for World {
     }
 
     async fn unload(&self, _: &str) -> Result<(), String> {
+        let calls = self.memory.calls(M);
+        assert_eq!(calls, 1, "the shim unloads while an owner is at it");
         self.clone().done(false, true, None).await;
         Ok(())
     }
@@ -352,6 +354,18 @@ fn two_loads_of_one_model_are_one_and_both_are_answered() {
         stage.task("second", world.clone().load(1));
         let killer = stage.clone();
         stage.task("gone", async move { killer.kill("first") });
+        world
+    });
+}
+
+#[test]
+fn a_load_that_breaks_off_is_made_once_more_for_all_who_waited_for_it() {
+    tried("broken off", |stage, seed| {
+        let world = World::new(stage, seed);
+        let broken = world.flights.begin(M, Some(Fingerprint::number(1)));
+        stage.task("broken", async move { drop(broken) });
+        stage.task("first", world.clone().load(1));
+        stage.task("second", world.clone().load(1));
         world
     });
 }

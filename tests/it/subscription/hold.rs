@@ -11,6 +11,7 @@ use agent_shim::subscription::status::Phase;
 use prost::Message;
 use tokio::net::TcpListener;
 
+use super::events::{event, request};
 use super::raw::*;
 use super::support::*;
 
@@ -42,6 +43,23 @@ async fn a_subscription_waits_until_enough_is_known_and_then_goes_on_corrected()
         8 * GI
     );
     agent.read(|seen| assert_eq!(seen.subscriptions, 1));
+}
+
+#[tokio::test]
+async fn a_held_subscription_is_asked_for_anew_where_models_have_changed_meanwhile() {
+    let scheduler = FakeScheduler::start().await.unwrap();
+    let double = Double::new(Some(8 * GI));
+    double.ready(false);
+    let shim = Shim::start(settings(&[scheduler.agent]), double.clone()).await;
+    let agent = RawAgent::connect(shim.address).await;
+    let subscribing = tokio::spawn(agent.unary(SUBSCRIBE, request(), &[]));
+    shim.until(|s| matches!(s.phase, Phase::Held(_))).await;
+    // What it has listed is out of date from here on.
+    within(agent.unary(EVENT, event(), &[])).await.unwrap();
+    double.ready(true);
+    let answer = within(subscribing).await.unwrap().unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "14");
+    assert_eq!(scheduler.read(|store| store.requests.len()), 0);
 }
 
 #[tokio::test]
