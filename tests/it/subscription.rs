@@ -2,6 +2,7 @@
 
 mod events;
 mod hold;
+mod owed;
 mod pass;
 mod raw;
 mod read_back;

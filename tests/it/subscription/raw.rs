@@ -21,6 +21,7 @@ use super::support::LIMIT;
 
 pub const SUBSCRIBE: &str = "/seldon.mlops.agent.AgentService/Subscribe";
 pub const EVENT: &str = "/seldon.mlops.agent.AgentService/AgentEvent";
+pub const DRAIN: &str = "/seldon.mlops.agent.AgentService/AgentDrain";
 
 /// A body that the test feeds; dropping the sender without trailers ends it.
 pub struct Fed(mpsc::UnboundedReceiver<Frame<Bytes>>);
