@@ -104,13 +104,17 @@ impl Flights {
     {
         let mut asked = false;
         let mut restored = false;
-        while memory.settings().coalesce {
+        loop {
             // Each wait may have let others pass: so after each all is looked at anew, and
             // between the last look and the beginning of this load there is none.
             if memory.is_restoring(model) {
                 memory.until_not_restoring(model).await;
                 restored = true;
                 continue;
+            }
+            // Nothing is to be saved; what the shim undoes must not come behind the load all the same.
+            if !memory.settings().coalesce {
+                break;
             }
             if let Some(mut flight) = self.of(model, files) {
                 // It may break off without an answer; then this caller makes its own.

@@ -326,9 +326,14 @@ impl Serves for World {
 
 /// Tries a scenario, which has more than one order.
 fn tried(what: &str, scenario: impl Fn(&Stage, &Memory) -> World) {
+    tried_with(true, what, scenario);
+}
+
+/// The same, and whether needless loads are saved.
+fn tried_with(coalesce: bool, what: &str, scenario: impl Fn(&Stage, &Memory) -> World) {
     let settings = Settings {
         restore: true,
-        coalesce: true,
+        coalesce,
         models_dir: "/nonexistent".into(),
     };
     let clock = Clock::start();
@@ -431,16 +436,18 @@ fn what_is_restored_and_unloaded_meanwhile_is_not_left_in_memory() {
 
 #[test]
 fn a_load_is_not_undone_by_the_shims_own_unload() {
-    tried("restore, unload, load", |stage, seed| {
-        let world = World::new(stage, seed).lost_before();
-        stage.task("restorer", world.clone().restores());
-        let owner = world.clone();
-        stage.task("owner", async move {
-            owner.clone().unload().await;
-            owner.load(1).await;
+    for coalesce in [true, false] {
+        tried_with(coalesce, "restore, unload, load", |stage, seed| {
+            let world = World::new(stage, seed).lost_before();
+            stage.task("restorer", world.clone().restores());
+            let owner = world.clone();
+            stage.task("owner", async move {
+                owner.clone().unload().await;
+                owner.load(1).await;
+            });
+            world
         });
-        world
-    });
+    }
 }
 
 #[test]
