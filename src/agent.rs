@@ -23,7 +23,7 @@ use crate::tls;
 pub mod ask;
 pub mod watchdog;
 
-use watchdog::{Facts, Limits, Look, State, Watchdog};
+use watchdog::{Absence, Facts, Limits, Look, State, Watchdog};
 
 /// The condition's name.
 pub const CONDITION: &str = "agent-ready";
@@ -60,6 +60,9 @@ pub struct Seen {
     pub looked: Duration,
     /// How often it was seen to come back: nothing listened, and then it answered.
     pub starts: u64,
+    /// Since when nobody listens where it called itself ready before; `None` where somebody does, or it
+    /// never has.
+    pub absent: Option<Duration>,
 }
 
 impl Seen {
@@ -140,6 +143,7 @@ impl Watcher {
             reason: reason.into(),
             looked: parts.clock.now(),
             starts: 0,
+            absent: None,
         });
         let watcher = Watcher {
             settings,
@@ -169,6 +173,7 @@ impl Watcher {
         let mut scheduler = SchedulerLook::default();
         let mut life = Life::default();
         let mut gone = false;
+        let mut absence = Absence::default();
         loop {
             let look = ask::ready(self.settings.port).await;
             self.looks.with_label_values(&[outcome(&look)]).inc();
@@ -182,7 +187,8 @@ impl Watcher {
             let verdict = dog.observe(&look, facts, self.clock.now());
             let came = gone && !matches!(look, Look::Gone(_));
             gone = matches!(look, Look::Gone(_));
-            self.publish(verdict, came);
+            let absent = absence.look(&look, self.clock.now());
+            self.publish(verdict, came, absent);
             sleep(interval).await;
         }
     }
@@ -210,7 +216,7 @@ impl Watcher {
         (waiting, life.count(&mark))
     }
 
-    fn publish(&self, verdict: watchdog::Verdict, came: bool) {
+    fn publish(&self, verdict: watchdog::Verdict, came: bool, absent: Option<Duration>) {
         let now = self.clock.now();
         let before = self.out.borrow().state;
         if before != verdict.state {
@@ -230,6 +236,7 @@ impl Watcher {
             seen.reason = verdict.reason;
             seen.looked = now;
             seen.starts += u64::from(came);
+            seen.absent = absent;
         });
     }
 

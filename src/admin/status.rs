@@ -225,6 +225,10 @@ pub struct AgentStatus {
     pub reason: String,
     /// Whether `/livez/agent` says that it is alive.
     pub live: bool,
+    /// For how long nobody has listened where it called itself ready before, in seconds; null where
+    /// somebody does, or it never has.
+    #[serde(default)]
+    pub absent_s: Option<f64>,
 }
 
 /// A drain that was called for.
@@ -418,6 +422,9 @@ pub fn facts(shared: &Shared) -> Document {
             state: agent.state.as_str().into(),
             since: clock.rfc3339(agent.since),
             live: agent.live(clock.now()).0,
+            absent_s: agent
+                .absent
+                .map(|since| clock.now().saturating_sub(since).as_secs_f64()),
             reason: agent.reason,
         },
         findings: Vec::new(),

@@ -84,6 +84,26 @@ impl State {
     }
 }
 
+/// Since when an agent that called itself ready is not there: nobody listens at its port. One that was
+/// never ready there may be of a release without that port.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Absence {
+    was_ready: bool,
+    since: Option<Duration>,
+}
+
+impl Absence {
+    /// Takes a look in. `now` is the process clock.
+    pub fn look(&mut self, look: &Look, now: Duration) -> Option<Duration> {
+        self.was_ready |= *look == Look::Ready;
+        self.since = match look {
+            Look::Gone(_) if self.was_ready => self.since.or(Some(now)),
+            _ => None,
+        };
+        self.since
+    }
+}
+
 /// Remembers what the rule needs between looks.
 #[derive(Debug)]
 pub struct Watchdog {

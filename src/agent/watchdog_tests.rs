@@ -4,6 +4,21 @@ use proptest::prelude::*;
 
 use super::*;
 
+#[test]
+fn only_an_agent_that_was_ready_is_missed_and_only_until_somebody_listens() {
+    let s = Duration::from_secs;
+    let gone = Look::Gone("refused".into());
+    let mut absence = Absence::default();
+    assert_eq!(absence.look(&gone, s(1)), None, "it may have no such port");
+    assert_eq!(absence.look(&Look::NotReady(404), s(2)), None);
+    assert_eq!(absence.look(&gone, s(3)), None);
+    assert_eq!(absence.look(&Look::Ready, s(4)), None);
+    assert_eq!(absence.look(&gone, s(6)), Some(s(6)));
+    assert_eq!(absence.look(&gone, s(8)), Some(s(6)));
+    assert_eq!(absence.look(&Look::NotReady(503), s(10)), None);
+    assert_eq!(absence.look(&gone, s(12)), Some(s(12)));
+}
+
 const LIMITS: Limits = Limits {
     stuck_after: Duration::from_secs(180),
     gap: Duration::from_secs(15),

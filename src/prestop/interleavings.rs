@@ -69,6 +69,7 @@ impl World {
             since: Duration::ZERO,
             reason: String::new(),
             looked: Duration::ZERO,
+            absent: None,
             starts: 0,
         });
         let (view, changes) = (

@@ -11,6 +11,9 @@ const FIRST_S: f64 = 90.0;
 /// How long an agent that was subscribed may take to come back: it does so at once where only its
 /// stream has ended.
 const BACK_S: f64 = 5.0;
+/// How long nobody may listen where the agent called itself ready: in a pod that ends, the server and
+/// the shim are told by then.
+const ABSENT_S: f64 = 10.0;
 /// How long SIGTERM may take after a drain that was called for has ended.
 const TERMINATION_S: f64 = 10.0;
 /// What brings an agent back that is alive and does nothing.
@@ -113,13 +116,13 @@ pub const RULES: &[Rule] = &[
         name: "agent-gone",
         link: Link::Agent,
         kind: Kind::Cause,
-        title: "the agent was subscribed and is gone",
+        title: "the agent was there and is gone",
         symptoms: &[
             "the subscription has ended",
             "received EOF",
             "Failed to subscribe",
         ],
-        needs: &[Need::Subscription],
+        needs: &[Need::Status],
         rules_out: &["agent-not-subscribed", "not-registered"],
         fix: "kubectl logs POD -c agent --previous: its process has ended, or hangs",
         check: gone,
@@ -342,8 +345,11 @@ fn waited(e: &Evidence, s: &SubscriptionStatus) -> f64 {
 }
 
 fn gone(e: &Evidence) -> Verdict {
-    let (Some(s), Some(status)) = (e.subscription(), &e.status) else {
+    let Some(status) = &e.status else {
         return Verdict::CLEAR;
+    };
+    let Some(s) = e.subscription() else {
+        return absent(e, status.agent.absent_s);
     };
     // Without a server the agent ends by itself, and that is another link's fault.
     if s.phase != "none" || s.server.is_empty() || !e.server_up() {
@@ -374,6 +380,23 @@ fn gone(e: &Evidence) -> Verdict {
         "kubectl logs POD -c agent --previous; kubectl describe pod POD   # its last state: OOMKilled, Error, CrashLoopBackOff?",
     )
     .all_seen(known)
+    .into()
+}
+
+/// As [`gone`], where the agent does not subscribe through the shim.
+fn absent(e: &Evidence, for_s: Option<f64>) -> Verdict {
+    let Some(for_s) = for_s.filter(|_| e.server_up() && !drains(e)) else {
+        return Verdict::CLEAR;
+    };
+    if for_s < ABSENT_S {
+        return Verdict::Unknown(format!(
+            "nobody has listened on the agent's readiness port for {for_s:.0}s; it is given {ABSENT_S:.0}s to be started again"
+        ));
+    }
+    Found::broken(
+        format!("nobody has listened for {for_s:.0}s on the port on which the agent called itself ready, although the server answers: its process has ended, and nothing comes to the server"),
+        "kubectl logs POD -c agent --previous; kubectl describe pod POD   # its last state: OOMKilled, Error, CrashLoopBackOff?",
+    )
     .into()
 }
 

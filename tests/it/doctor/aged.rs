@@ -133,6 +133,24 @@ async fn faults_that_take_time_or_many_replicas() {
     // The shim reaches it at the address that the name had.
     nothing(&remembered);
 
+    // Without the interposer it is missed by its readiness port.
+    let absent = |for_s: Option<f64>, stopping: bool| {
+        with(&move |e| {
+            e.scheduler = None;
+            e.agent = None;
+            let status = e.status.as_mut().unwrap();
+            status.subscription = None;
+            status.agent.state = "unknown".into();
+            status.agent.absent_s = for_s;
+            status.around.stopping = stopping;
+        })
+    };
+    only(&absent(Some(11.0), false), "AS034");
+    for fine in [absent(Some(9.0), false), absent(None, false)] {
+        nothing(&fine);
+    }
+    only(&absent(Some(11.0), true), "AS021");
+
     let unlisted = with(&|e| {
         scheduler(e).servers.clear();
         subscription(e).for_s = 60.0;
