@@ -41,6 +41,7 @@ pub mod grpc;
 pub mod guarded;
 pub mod heed;
 pub mod http;
+mod leftover;
 pub mod local;
 pub mod opening;
 pub mod repository;

@@ -21,6 +21,7 @@ use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio::time::timeout;
 
 use super::frames::{Calls, Filter, FrameHead, GOAWAY, pong};
+use super::leftover::{self, Leftover};
 use crate::drain::in_flight::InFlight;
 use crate::places::Marker;
 
@@ -416,7 +417,7 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
             });
             match step.await? {
                 Step::Passed => {}
-                Step::Left(rest) => self.send(&rest).await?,
+                Step::Left(rest) => self.send(rest.left()).await?,
                 Step::End => {
                     if let Some(filter) = &mut self.filter {
                         let rest = filter.rest();
@@ -437,7 +438,7 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
         mut on_head: impl FnMut(&FrameHead),
     ) -> Poll<io::Result<Step>> {
         with_buffer(|buffer| {
-            let mut into = ReadBuf::new(buffer);
+            let mut into = ReadBuf::new(&mut buffer[..leftover::at_once()]);
             ready!(Pin::new(&mut self.from).poll_read(cx, &mut into))?;
             let read = into.filled();
             if read.is_empty() {
@@ -468,7 +469,9 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
             Poll::Ready(Ok(if written == passed.len() {
                 Step::Passed
             } else {
-                Step::Left(passed[written..].to_vec())
+                let mut rest = Leftover::default();
+                rest.put(&passed[written..]);
+                Step::Left(rest)
             }))
         })
     }
@@ -491,6 +494,6 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
 
 enum Step {
     Passed,
-    Left(Vec<u8>),
+    Left(Leftover),
     End,
 }

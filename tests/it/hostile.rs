@@ -14,6 +14,7 @@ mod http2;
 mod interposer;
 mod lane;
 mod lanes;
+mod leftovers;
 mod process;
 mod upstream;
 mod vital;

@@ -67,6 +67,7 @@ pub(super) async fn carry(
         requests: Requests {
             context,
             held: before.into(),
+            room: Default::default(),
             looked: 0,
             kept: None,
             calls: calls.clone(),

@@ -15,9 +15,10 @@ use tokio::net::TcpStream;
 
 use super::request::{Plain, may_have_ended};
 use super::response::{self, Answer, Framing, Judged};
-use super::wire::{Caller, IN_A_ROW, Rest, poll_read};
+use super::wire::{Caller, IN_A_ROW, poll_read};
 use crate::before_answer;
 use crate::relay::http::MAX_BUFFER;
+use crate::relay::leftover::Leftover;
 
 /// What is on its way on one connection.
 #[derive(Debug)]
@@ -26,10 +27,10 @@ pub(super) struct Call {
     pub(super) to_head: bool,
     /// Of the request's body, still to be read.
     pub(super) unread: u64,
-    up: Rest,
+    up: Leftover,
     /// The server takes no more of the request; its answer may be there all the same.
     pub(super) deaf: bool,
-    down: Rest,
+    down: Leftover,
     phase: Phase,
     /// Bytes of the server before its answer.
     said: usize,
@@ -68,9 +69,9 @@ impl Call {
         Call {
             to_head: plain.method == http::Method::HEAD,
             unread: plain.body,
-            up: Rest::default(),
+            up: Leftover::default(),
             deaf: false,
-            down: Rest::default(),
+            down: Leftover::default(),
             phase: Phase::Head(Vec::new()),
             said: 0,
             last: false,

@@ -22,6 +22,7 @@ use crate::places::{self, Marker};
 use crate::relay::caller::{Calls, UnderWay};
 use crate::relay::heed::Heed;
 use crate::relay::http::IDLE;
+use crate::relay::leftover::Held;
 use crate::relay::{Context, End};
 
 /// What is known between two calls.
@@ -29,6 +30,8 @@ pub(super) struct Requests<'a> {
     pub(super) context: &'a Context,
     /// Read from the caller and not used: what has come of a head, or of requests after this one.
     pub(super) held: BytesMut,
+    /// What of their memory is empty again already, and all of it, as far as it is counted.
+    pub(super) room: (usize, Held),
     /// How many of those bytes are known to be no whole head.
     pub(super) looked: usize,
     pub(super) kept: Option<Kept>,
@@ -110,17 +113,24 @@ impl<'a> Requests<'a> {
         }
     }
 
-    /// Keeps of `bytes` what comes after the first `used`, and no room for what is gone.
+    /// Keeps of `bytes` what comes after the first `used`, and little room for what is gone.
     pub(super) fn hold(&mut self, mut bytes: BytesMut, used: usize) {
         if used > 0 {
             self.looked = 0;
             bytes.advance(used);
         }
-        self.held = if bytes.is_empty() {
-            BytesMut::new()
-        } else {
-            bytes
-        };
+        let (gone, counted) = &mut self.room;
+        *gone += used;
+        if bytes.is_empty() {
+            bytes = BytesMut::new();
+            *gone = 0;
+        } else if *gone >= bytes.len() {
+            // Cheaper than what was read to get there.
+            bytes = BytesMut::from(&bytes[..]);
+            *gone = 0;
+        }
+        counted.set(bytes.capacity() + *gone);
+        self.held = bytes;
     }
 
     /// The kept connection if it can be trusted: used a moment ago, and silent since.

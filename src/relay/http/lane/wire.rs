@@ -10,12 +10,14 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use crate::relay::splice::{BUFFER, with_buffer};
+use crate::relay::leftover;
+use crate::relay::splice::with_buffer;
 
 /// Rounds of reading and writing in one turn of the thread: others are served in between.
 pub(super) const IN_A_ROW: u8 = 16;
 
-/// Reads once, at most `most` bytes, and gives what was read to `take`.
+/// Reads once, at most `most` bytes and no more than may be left over, and gives what was read to
+/// `take`.
 pub(super) fn poll_read<S: AsyncRead + Unpin, T>(
     stream: &mut S,
     cx: &mut Context<'_>,
@@ -23,7 +25,8 @@ pub(super) fn poll_read<S: AsyncRead + Unpin, T>(
     take: impl FnOnce(&[u8], &mut Context<'_>) -> T,
 ) -> Poll<io::Result<T>> {
     with_buffer(|buffer| {
-        let most = usize::try_from(most).map_or(BUFFER, |most| most.min(BUFFER));
+        let at_once = leftover::at_once();
+        let most = usize::try_from(most).map_or(at_once, |most| most.min(at_once));
         let mut into = ReadBuf::new(&mut buffer[..most]);
         ready!(Pin::new(stream).poll_read(cx, &mut into))?;
         Poll::Ready(Ok(take(into.filled(), cx)))
@@ -57,47 +60,5 @@ impl Caller<'_> {
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
-    }
-}
-
-/// Bytes whose reader is slow.
-#[derive(Debug, Default)]
-pub(super) struct Rest {
-    bytes: Vec<u8>,
-    at: usize,
-}
-
-impl Rest {
-    pub(super) fn is_empty(&self) -> bool {
-        self.at == self.bytes.len()
-    }
-
-    pub(super) fn put(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    /// What is left of `pieces` after `n` bytes.
-    pub(super) fn put_after(&mut self, mut n: usize, pieces: &[&[u8]]) {
-        for piece in pieces {
-            let gone = n.min(piece.len());
-            n -= gone;
-            self.put(&piece[gone..]);
-        }
-    }
-
-    /// Writes once; whether anything was there.
-    pub(super) fn poll_flush(
-        &mut self,
-        write: impl FnOnce(&[u8]) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<()>> {
-        let n = ready!(write(&self.bytes[self.at..]))?;
-        if n == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        }
-        self.at += n;
-        if self.is_empty() {
-            *self = Rest::default();
-        }
-        Poll::Ready(Ok(()))
     }
 }
