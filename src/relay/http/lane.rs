@@ -272,7 +272,7 @@ impl<'a> Lane<'a> {
             if !call.is_sent() && !call.deaf {
                 let caller = &mut self.caller;
                 let rest = poll_fn(|cx| {
-                    while !call.is_sent() {
+                    while !call.is_sent() && !call.deaf {
                         if ready!(call.poll_up(cx, caller, &mut kept.stream)).is_err() {
                             break;
                         }

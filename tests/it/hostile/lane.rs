@@ -195,6 +195,38 @@ async fn an_answer_before_the_requests_end_is_heard_though_the_server_takes_no_m
     assert!(manual.connections.try_recv().is_err());
 }
 
+/// Nobody waits for a server that has closed: the caller learns at once that this is the end.
+#[tokio::test]
+async fn an_early_answer_of_a_server_that_closes_is_the_end_at_once() {
+    let (mut manual, _standin, _process, mut caller) = setting().await;
+    caller
+        .write_all(b"POST /mine HTTP/1.1\r\nhost: a\r\ncontent-length: 8000000\r\n\r\n")
+        .await
+        .unwrap();
+    let (_, mut server) = manual.called().await;
+    let early = b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig";
+    server.write_all(early).await.unwrap();
+    exactly(&mut caller, early).await;
+    drop(server);
+    let (mut reads, mut writes) = caller.into_split();
+    let since = tokio::time::Instant::now();
+    let upload = async {
+        let _ = writes.write_all(&vec![b'x'; 7_000_000]).await;
+        // Half sent: what decides is when it is told.
+        std::future::pending::<()>().await;
+    };
+    let mut more = Vec::new();
+    let ended = within("the end", async {
+        tokio::select! {
+            ended = reads.read_to_end(&mut more) => ended,
+            () = upload => unreachable!(),
+        }
+    });
+    assert_eq!(ended.await.unwrap(), 0, "{more:?}");
+    let took = since.elapsed();
+    assert!(took < Duration::from_millis(800), "{took:?}");
+}
+
 #[tokio::test]
 async fn what_a_server_says_unasked_is_nobodys_answer() {
     let (mut manual, _standin, process, mut caller) = setting().await;
