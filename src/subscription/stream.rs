@@ -4,14 +4,15 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context as Task, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context as Task, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 
 use super::body::{UNAVAILABLE, lost, status};
 use super::editor::{Editor, Verdict};
@@ -57,9 +58,42 @@ impl Debts {
     }
 }
 
+/// The stream from the scheduler and the subscription it is of: gone when that has ended.
+type Open = Arc<Mutex<Option<(Incoming, Live)>>>;
+
+fn lock(open: &Open) -> MutexGuard<'_, Option<(Incoming, Live)>> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends the stream to the scheduler when that is wanted, though nobody reads here: the library does
+/// not ask a body for more while its reader takes none, and the scheduler keeps an agent that
+/// subscribes again waiting until the older stream has ended.
+#[derive(Debug)]
+struct Ender(JoinHandle<()>);
+
+impl Ender {
+    fn start(open: &Open, ended: impl Future<Output = Ending> + Send + 'static) -> Self {
+        let open = Arc::downgrade(open);
+        Ender(tokio::spawn(async move {
+            ended.await;
+            if let Some(open) = open.upgrade() {
+                lock(&open).take();
+            }
+        }))
+    }
+}
+
+impl Drop for Ender {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// The body of an answered subscription. Dropping it ends the stream to the scheduler.
 pub struct Operations {
-    scheduler: Option<Incoming>,
+    open: Open,
+    /// Nothing more is to come but the trailers.
+    finished: bool,
     /// Trailers that wait for what came before them.
     trailers: Option<Frame<Bytes>>,
     deframer: Deframer,
@@ -69,7 +103,7 @@ pub struct Operations {
     /// One that has no room yet; nothing is judged meanwhile.
     waits: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     ended: Pin<Box<dyn Future<Output = Ending> + Send>>,
-    live: Live,
+    _ender: Ender,
 }
 
 impl fmt::Debug for Operations {
@@ -81,22 +115,28 @@ impl fmt::Debug for Operations {
 impl Operations {
     /// Carries what `scheduler` sends until it ends, or `live` is told to.
     pub fn new(scheduler: Incoming, editor: Editor, debts: Debts, live: Live) -> Self {
+        let ended = Box::pin(live.ended());
+        let wanted = live.ended();
+        let open: Open = Arc::new(Mutex::new(Some((scheduler, live))));
         Operations {
-            scheduler: Some(scheduler),
+            _ender: Ender::start(&open, wanted),
+            open,
+            finished: false,
             trailers: None,
             deframer: Deframer::default(),
             editor,
             debts,
             waits: None,
-            ended: Box::pin(live.ended()),
-            live,
+            ended,
         }
     }
 
     /// The scheduler has said all: what is left of a message, then the trailers.
     fn finished(&mut self, turn: Turn) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.live.over(turn);
-        self.scheduler = None;
+        if let Some((_, live)) = lock(&self.open).as_mut() {
+            live.over(turn);
+        }
+        self.finished = true;
         let rest = self.deframer.rest().map(Frame::data);
         Poll::Ready(rest.or_else(|| self.trailers.take()).map(Ok))
     }
@@ -151,11 +191,12 @@ impl Body for Operations {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         loop {
-            let Some(scheduler) = &mut this.scheduler else {
+            if this.finished {
                 return Poll::Ready(this.trailers.take().map(Ok));
-            };
+            }
             if let Poll::Ready(ending) = this.ended.as_mut().poll(cx) {
-                this.scheduler = None;
+                this.finished = true;
+                lock(&this.open).take();
                 let trailers = status(UNAVAILABLE, &format!("agent-shim: {ending}"));
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
             }
@@ -169,9 +210,10 @@ impl Body for Operations {
                 }
                 continue;
             }
-            let frame = match Pin::new(scheduler).poll_frame(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(frame) => frame,
+            // Where the stream has been taken away, `ended` is about to say why, and wakes.
+            let frame = match lock(&this.open).as_mut() {
+                Some((scheduler, _)) => ready!(Pin::new(scheduler).poll_frame(cx)),
+                None => return Poll::Pending,
             };
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {

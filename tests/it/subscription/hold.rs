@@ -8,12 +8,15 @@ use agent_shim::demo::scheduler::{FakeScheduler, Manners};
 use agent_shim::proto::agent::AgentSubscribeRequest;
 use agent_shim::subscription::frames::framed;
 use agent_shim::subscription::status::Phase;
+use http_body::Frame;
+use http_body_util::BodyExt;
 use prost::Message;
 use tokio::net::TcpListener;
 
 use super::events::{event, request};
 use super::raw::*;
 use super::support::*;
+use crate::support::eventually;
 
 /// An address where nobody listens.
 pub async fn nobody() -> SocketAddr {
@@ -150,6 +153,55 @@ async fn a_newer_subscription_takes_the_place_of_the_older_one() {
     available(&scheduler, "iris").await;
     let superseded = "agent_shim_subscriptions_total{event=\"superseded\"}";
     assert_eq!(shim.series(superseded), 1.0);
+}
+
+/// An agent that takes nothing of what it has been sent, as one does that has given its stream up
+/// without cancelling it: it subscribes again, and the scheduler must not wait for the first.
+#[tokio::test]
+async fn a_subscription_that_is_not_read_ends_all_the_same() {
+    let mut scheduler = RawScheduler::start().await;
+    let shim = Shim::start(settings(&[scheduler.address]), Double::new(Some(8 * GI))).await;
+    let stale = RawAgent::with_window(shim.address, Some(100)).await;
+    let request = AgentSubscribeRequest {
+        server_name: "mlserver".into(),
+        ..Default::default()
+    };
+    let body = framed(&request.encode_to_vec());
+    let first = tokio::spawn(stale.unary(SUBSCRIBE, body.clone(), &[]));
+    let mut call = scheduler.call().await;
+    call.whole().await;
+    let (operations, _) = call.answer(grpc_headers());
+    // More than the agent's window.
+    let large = framed(&[0; 1024]);
+    for n in [1.0, 2.0] {
+        operations.send(Frame::data(large.clone())).unwrap();
+        eventually("an operation to be on its way", async || {
+            let counts = ["unchanged", "unreadable"].map(|fate| shim.messages("operation", fate));
+            (counts.iter().sum::<f64>() == n).then_some(())
+        })
+        .await;
+    }
+    let mut unread = within(first).await.unwrap().unwrap();
+    shim.until(|status| status.phase == Phase::Open).await;
+    let superseded = "agent_shim_subscriptions_total{event=\"superseded\"}";
+    assert_eq!(shim.series(superseded), 0.0);
+    let again = RawAgent::connect(shim.address).await;
+    let second = tokio::spawn(again.unary(SUBSCRIBE, body, &[]));
+    within(operations.closed()).await;
+    let call = scheduler.call().await;
+    let (_operations, _) = call.answer(grpc_headers());
+    let _second = within(second).await.unwrap().unwrap();
+    assert_eq!(shim.series(superseded), 1.0);
+    // What was on the way is there when the agent reads after all, and then the end with its reason.
+    let mut taken = Vec::new();
+    let trailers = loop {
+        match within(unread.frame()).await.unwrap().unwrap().into_data() {
+            Ok(data) => taken.extend_from_slice(&data),
+            Err(trailers) => break trailers.into_trailers().unwrap(),
+        }
+    };
+    assert_eq!(trailers["grpc-status"], "14");
+    assert!(taken.starts_with(&large), "{} bytes", taken.len());
 }
 
 #[tokio::test]

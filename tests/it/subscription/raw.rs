@@ -131,11 +131,17 @@ pub struct RawAgent {
 
 impl RawAgent {
     pub async fn connect(address: SocketAddr) -> Self {
+        Self::with_window(address, None).await
+    }
+
+    /// One that takes no more of an answer than this until it reads.
+    pub async fn with_window(address: SocketAddr, window: Option<u32>) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
-        let (sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                .await
-                .unwrap();
+        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(window)
+            .handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
         let mut task = JoinSet::new();
         task.spawn(async move {
             let _ = connection.await;
