@@ -143,10 +143,11 @@ impl Memory {
 
     /// A load of a caller's passes, until the guard is told how it ended or dropped.
     pub fn loading(&self, model: &str, files: Option<Fingerprint>) -> Loading {
-        self.change(|book, now| book.load_begins(model, now));
+        let mark = self.change(|book, now| book.load_begins(model, now));
         Loading {
             memory: self.clone(),
             model: model.into(),
+            mark,
             files,
             begun: self.now(),
             ok: false,
@@ -418,6 +419,8 @@ impl Memory {
 pub struct Loading {
     memory: Memory,
     model: String,
+    /// Of its beginning in the account.
+    mark: u64,
     files: Option<Fingerprint>,
     begun: Duration,
     ok: bool,
@@ -442,7 +445,8 @@ impl Drop for Loading {
             if self.left {
                 return book.load_left(&self.model, now);
             }
-            let loaded = self.ok.then(|| Loaded {
+            let in_memory = self.ok && !book.is_overtaken(&self.model, self.mark);
+            let loaded = in_memory.then(|| Loaded {
                 at: now,
                 took: now.saturating_sub(self.begun),
                 files: self.files,

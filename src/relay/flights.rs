@@ -1,5 +1,8 @@
-//! Loads and unloads over gRPC while they are under way: who joins whose, what is carried to its
-//! end although its caller has gone.
+//! Loads and unloads over gRPC while they are under way: who joins whose, who waits for whom, what
+//! is carried to its end although its caller has gone.
+//!
+//! Of one model one load is under way and one waits for its end, whoever else asks for it: a
+//! caller that gives up and asks again, however often, leaves no more behind.
 //!
 //! Knows no bytes and no connection: the call itself and the question whether the server has a
 //! model are handed in. Everything between two awaits is one step, since the program has one
@@ -14,6 +17,11 @@ use tokio::sync::watch;
 
 use crate::restore::files::Fingerprint;
 use crate::restore::{Coalesced, Memory};
+
+mod order;
+
+use order::Order;
+pub(super) use order::{Sent, Unsent};
 
 /// An answer that can be given to several callers.
 #[derive(Debug, Clone)]
@@ -38,49 +46,89 @@ impl Whole {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lost(pub(super) &'static str);
 
-/// A load under way, for all who ask for the same.
-#[derive(Debug, Clone)]
+type Answer = watch::Receiver<Option<Whole>>;
+
+/// A load under way, for all who ask for the same, or one that waits for the end of another.
+#[derive(Debug)]
 struct Flight {
     model: String,
     files: Option<Fingerprint>,
-    answer: watch::Receiver<Option<Whole>>,
+    answer: Answer,
+    /// While it waits: its end is the sign not to wait any more.
+    waits: Option<watch::Sender<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Board {
+    flights: Vec<Flight>,
+    order: Order,
 }
 
 /// Loads under way that may be joined. Cheap to clone; one for both relays.
 #[derive(Debug, Clone, Default)]
-pub struct Flights(Arc<Mutex<Vec<Flight>>>);
+pub struct Flights(Arc<Mutex<Board>>);
 
 impl Flights {
-    fn lock(&self) -> MutexGuard<'_, Vec<Flight>> {
+    fn lock(&self) -> MutexGuard<'_, Board> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of the same files; of files that are not known nothing is the same.
-    fn of(&self, model: &str, files: Option<Fingerprint>) -> Option<Flight> {
-        let flights = self.lock();
-        let known = files.is_some();
-        let same = |f: &&Flight| known && f.model == model && f.files == files;
-        flights.iter().find(same).cloned()
+    /// One of the same files, where of files that are not known nothing is the same; or one that
+    /// waits, which will find what anybody wants who asks before it begins.
+    fn joined(&self, model: &str, files: Option<Fingerprint>) -> Option<Answer> {
+        let board = self.lock();
+        let same = |f: &Flight| f.waits.is_some() || files.is_some() && f.files == files;
+        let mut flights = board.flights.iter();
+        let found = flights.find(|f| f.model == model && same(f));
+        found.map(|f| f.answer.clone())
     }
 
-    fn begin(&self, model: &str, files: Option<Fingerprint>) -> Landing {
+    /// The load that one which cannot join it has to wait for.
+    fn ahead(&self, model: &str) -> Option<Answer> {
+        let board = self.lock();
+        let mut flights = board.flights.iter();
+        let found = flights.rfind(|f| f.model == model);
+        found.map(|f| f.answer.clone())
+    }
+
+    fn begin(&self, model: &str, files: Option<Fingerprint>, ahead: Option<Answer>) -> Begun {
         let (sender, answer) = watch::channel(None);
-        self.lock().push(Flight {
+        let wait = ahead.map(|answer| {
+            let (sender, released) = watch::channel(());
+            (sender, Wait { answer, released })
+        });
+        let (waits, wait) = wait.unzip();
+        self.lock().flights.push(Flight {
             model: model.into(),
             files,
             answer: answer.clone(),
+            waits,
         });
-        Landing {
-            flights: self.clone(),
+        let flights = self.clone();
+        let landing = Landing {
+            flights,
             answer,
             sender,
+        };
+        Begun { landing, wait }
+    }
+
+    /// A load sets off: nobody joins it any more for having waited.
+    fn sets_off(&self, answer: &Answer) {
+        let mut board = self.lock();
+        let own = |f: &&mut Flight| f.answer.same_channel(answer);
+        if let Some(flight) = board.flights.iter_mut().find(own) {
+            flight.waits = None;
         }
     }
 
-    /// An unload of a model passes: the server carries it out behind the loads that are under way,
-    /// so a load that comes after it has to be a call of its own.
-    pub(super) fn unloading(&self, model: &str) {
-        self.lock().retain(|f| f.model != model);
+    /// An unload of a model passes: the server carries it out behind the loads that were asked for
+    /// before, so a load that comes after it has to be a call of its own, and one that waits sets
+    /// off. What the unload has to wait for, so as not to overtake it.
+    pub(super) fn unloading(&self, model: &str) -> Option<Sent> {
+        let mut board = self.lock();
+        board.flights.retain(|f| f.model != model);
+        board.order.last(model)
     }
 
     /// A load: `call` makes it, `has` asks the server whether it has the model now.
@@ -88,19 +136,23 @@ impl Flights {
     /// The server does not load twice where the same load is under way, or the model is READY, was
     /// loaded from the files as they are now, and was seen to work not long ago. READY is what the
     /// server says at this moment, never what was known before. Another load of the model, or one
-    /// of files that are not known, is made, and the server carries it out behind the one under
-    /// way. `None` where it has the model.
-    pub(super) async fn load<H, A>(
+    /// of files that are not known, is made when the one under way has ended, once for all who ask
+    /// for it until then: each of them gets the answer of a load that began after he asked. `None`
+    /// where the server has the model.
+    ///
+    /// Where needless loads are made all the same, every one is, and at once.
+    pub(super) async fn load<H, A, C>(
         &self,
         memory: &Memory,
         model: &str,
         files: Option<Fingerprint>,
         has: H,
-        call: impl Future<Output = Whole> + Send + 'static,
+        call: impl FnOnce(Unsent) -> C,
     ) -> Result<Option<Whole>, Lost>
     where
         H: Fn() -> A,
         A: Future<Output = bool>,
+        C: Future<Output = Whole> + Send + 'static,
     {
         let mut asked = false;
         let mut restored = false;
@@ -116,9 +168,9 @@ impl Flights {
             if !memory.settings().coalesce {
                 break;
             }
-            if let Some(mut flight) = self.of(model, files) {
+            if let Some(mut answer) = self.joined(model, files) {
                 // It may break off without an answer; then this caller makes its own.
-                let whole = flight.answer.wait_for(Option::is_some).await;
+                let whole = answer.wait_for(Option::is_some).await;
                 if let Some(whole) = whole.ok().and_then(|whole| whole.clone()) {
                     memory.coalesced(Coalesced::Shared);
                     return Ok(Some(whole));
@@ -139,28 +191,46 @@ impl Flights {
             }
             break;
         }
+        let ahead = self.ahead(model).filter(|_| memory.settings().coalesce);
+        // What waits finds the files of a later moment, at which nobody has looked at them.
+        let files = files.filter(|_| ahead.is_none());
         let guard = memory.loading(model, files);
-        let landing = self.begin(model, files);
+        let Begun { landing, wait } = self.begin(model, files, ahead);
+        let (unsent, before) = self.lock().order.queue(model);
+        let call = call(unsent);
         let done = move |whole: &Whole| {
             if whole.is_ok() {
                 guard.succeeded();
             }
         };
-        let answer = landing.answer.clone();
+        let (flights, answer) = (self.clone(), landing.answer.clone());
+        let own = answer.clone();
+        let call = async move {
+            if let Some(wait) = wait {
+                wait.over().await;
+            }
+            flights.sets_off(&own);
+            behind(before, call).await
+        };
         self.carry(memory, landing, answer, call, done)
             .await
             .map(Some)
     }
 
     /// An unload: `call` makes it.
-    pub(super) async fn unload(
+    pub(super) async fn unload<C>(
         &self,
         memory: &Memory,
         model: &str,
-        call: impl Future<Output = Whole> + Send + 'static,
-    ) -> Result<Whole, Lost> {
+        call: impl FnOnce(Unsent) -> C,
+    ) -> Result<Whole, Lost>
+    where
+        C: Future<Output = Whole> + Send + 'static,
+    {
         self.unloading(model);
         let guard = memory.unloading(model);
+        let (unsent, before) = self.lock().order.queue(model);
+        let call = behind(before, call(unsent));
         let (sender, answer) = watch::channel(None);
         // Nobody joins it.
         let landing = Landing {
@@ -177,7 +247,7 @@ impl Flights {
         &self,
         memory: &Memory,
         landing: Landing,
-        mut answer: watch::Receiver<Option<Whole>>,
+        mut answer: Answer,
         call: impl Future<Output = Whole> + Send + 'static,
         done: impl FnOnce(&Whole) + Send + 'static,
     ) -> Result<Whole, Lost> {
@@ -197,10 +267,41 @@ impl Flights {
     }
 }
 
+/// A call that is not made before the one that was asked for earlier has been sent.
+async fn behind(before: Option<Sent>, call: impl Future<Output = Whole>) -> Whole {
+    if let Some(before) = before {
+        before.wait().await;
+    }
+    call.await
+}
+
+/// A load that was asked for, and what it waits for.
+struct Begun {
+    landing: Landing,
+    wait: Option<Wait>,
+}
+
+/// The wait for the end of the load ahead.
+struct Wait {
+    answer: Answer,
+    released: watch::Receiver<()>,
+}
+
+impl Wait {
+    /// However that ended, or because an unload must not wait behind it.
+    async fn over(mut self) {
+        tokio::select! {
+            biased;
+            _ = self.answer.wait_for(Option::is_some) => {}
+            _ = self.released.changed() => {}
+        }
+    }
+}
+
 /// Takes a flight off the list when it is over, however it ends.
 struct Landing {
     flights: Flights,
-    answer: watch::Receiver<Option<Whole>>,
+    answer: Answer,
     sender: watch::Sender<Option<Whole>>,
 }
 
@@ -216,8 +317,8 @@ impl Landing {
 impl Drop for Landing {
     fn drop(&mut self) {
         let answer = &self.answer;
-        let mut flights = self.flights.lock();
-        flights.retain(|f| !f.answer.same_channel(answer));
+        let mut board = self.flights.lock();
+        board.flights.retain(|f| !f.answer.same_channel(answer));
     }
 }
 

@@ -81,6 +81,15 @@ pub struct Heed<'a> {
     _unload: Option<Unloading>,
 }
 
+/// An unload waits until the loads that were asked for before it have been sent.
+pub async fn in_turn(context: &Context, method: &Method, path: &str) {
+    if let About::Unload(model) = about(method, path)
+        && let Some(sent) = context.flights.unloading(&plain(model))
+    {
+        sent.wait().await;
+    }
+}
+
 impl<'a> Heed<'a> {
     /// Before it is sent on.
     pub fn before(context: &'a Context, method: &Method, path: &str) -> Self {

@@ -30,7 +30,7 @@ use super::caller::{Caller, Gone};
 use super::connect::connect;
 use super::greeting::greet;
 use super::guarded::Guarded;
-use super::heed::Heed;
+use super::heed::{self, Heed};
 use super::reserved;
 use super::splice::{Ended, Far, Splice};
 use super::{Context, End};
@@ -189,6 +189,7 @@ impl Server {
             return self.error(StatusCode::FORBIDDEN, Answered::Reserved, reserved::REFUSED);
         }
         let _loading = gate.filter(|_| changes_models).map(Gate::loading);
+        heed::in_turn(&self.context, request.method(), request.uri().path()).await;
         let heed = Heed::before(&self.context, request.method(), request.uri().path());
         let response = if gate.is_some() && request.uri().path() == INDEX {
             self.index(request).await

@@ -17,9 +17,10 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::answer::{self, Answered};
-use super::flights::{Lost, Whole};
+use super::flights::{Lost, Unsent, Whole};
 use super::local::{Calls, Relayed};
 use super::reserved::{self, First, Held, MAX_CHANGE, MAX_HELD};
+use crate::budget::Charge;
 use crate::subscription::wire;
 
 const MODEL_READY: &str = "/inference.GRPCInferenceService/ModelReady";
@@ -88,13 +89,27 @@ impl Calls {
                 reserved::REFUSED,
             );
         }
+        // What the call keeps when its caller has gone: its headers, its message, and the name
+        // that stands in it.
+        let mut charge = match Charge::call(&head.headers) {
+            Ok(charge) => charge,
+            Err(error) => return self.exhausted(&error.to_string()),
+        };
+        if let Err(error) = charge.add(2 * message.len()) {
+            return self.exhausted(&error.to_string());
+        }
         // The caller's body is not tied to the call: its going away would end it.
-        let own = |head| Request::from_parts(head, Relayed::Own(Some(framed(&message)), None));
-        let mut request = own(head);
-        request.headers_mut().remove(TIMEOUT);
-        request.headers_mut().remove(CONTENT_LENGTH);
+        let call = |unsent| {
+            let message = Bytes::from_owner(Message {
+                framed: framed(&message),
+                _unsent: unsent,
+            });
+            let mut request = Request::from_parts(head, Relayed::Own(Some(message), None));
+            request.headers_mut().remove(TIMEOUT);
+            request.headers_mut().remove(CONTENT_LENGTH);
+            self.clone().call(request, charge)
+        };
         let (memory, flights) = (&self.context.memory, &self.context.flights);
-        let call = self.clone().call(request);
         let answer = if loads {
             let files = memory.files(&model).await;
             let has = || self.has(&model);
@@ -117,7 +132,7 @@ impl Calls {
     }
 
     /// A call that nobody waits for any more is still made.
-    async fn call(self: Arc<Self>, request: Request<Relayed>) -> Whole {
+    async fn call(self: Arc<Self>, request: Request<Relayed>, _charge: Charge) -> Whole {
         let loading = self.context.gate.as_ref().map(|gate| gate.loading());
         let whole = self.whole(request).await;
         drop(loading);
@@ -238,6 +253,18 @@ pub(crate) fn in_plain_words(
     (edited != message).then_some(edited)
 }
 
+/// A message that says when it has been written, or never will be: the library lets go of it then.
+struct Message {
+    framed: Bytes,
+    _unsent: Unsent,
+}
+
+impl AsRef<[u8]> for Message {
+    fn as_ref(&self) -> &[u8] {
+        &self.framed
+    }
+}
+
 fn framed(message: &[u8]) -> Bytes {
     let mut framed = BytesMut::with_capacity(5 + message.len());
     framed.put_u8(0);
@@ -251,7 +278,7 @@ mod tests {
     use super::*;
     use crate::proto::RepositoryIndexResponse;
     use crate::proto::repository_index_response::ModelIndex;
-    use prost::Message;
+    use prost::Message as _;
 
     fn index(models: &[(&str, &str)]) -> Vec<u8> {
         let models = models.iter().map(|(name, state)| ModelIndex {

@@ -77,6 +77,8 @@ struct Entry {
     gone: Option<Duration>,
     /// Callers' loads and unloads under way.
     calls: usize,
+    /// Callers' unloads, since there is this entry.
+    unloads: u64,
     /// When the caller of a load over HTTP had gone, with which the server goes on.
     left: Option<Duration>,
     /// The last load that succeeded.
@@ -234,13 +236,21 @@ impl Book {
         taken
     }
 
-    /// A caller's load passes.
-    pub fn load_begins(&mut self, name: &str, now: Duration) {
+    /// A caller's load passes. Returns what [`Book::is_overtaken`] takes.
+    pub fn load_begins(&mut self, name: &str, now: Duration) -> u64 {
         self.knows = true;
-        if let Some(entry) = self.entry(name) {
-            entry.calls += 1;
-            entry.changed = now;
-        }
+        let Some(entry) = self.entry(name) else {
+            return 0;
+        };
+        entry.calls += 1;
+        entry.changed = now;
+        entry.unloads
+    }
+
+    /// Whether an unload has passed since a load began that is still under way: the server carries
+    /// it out behind the load, so its success puts nothing into memory.
+    pub fn is_overtaken(&self, name: &str, load: u64) -> bool {
+        self.entries.get(name).is_some_and(|e| e.unloads != load)
     }
 
     /// It has ended: with what was loaded, or `None` where it failed or how it ended is not known.
@@ -279,6 +289,7 @@ impl Book {
         }
         if let Some(entry) = self.entry(name) {
             entry.calls += 1;
+            entry.unloads += 1;
             entry.changed = now;
             entry.wanted = false;
             entry.loaded = None;

@@ -11,6 +11,7 @@ use agent_shim::endpoint::Protocol;
 use agent_shim::proto::RepositoryIndexResponse;
 use agent_shim::proto::scheduler::{MetaData, Model, ModelSpec};
 use prost::Message;
+use tokio::time::{Instant, timeout};
 
 use crate::support::http::{Client, request};
 use crate::support::{Shim, eventually, grpc, pair, refused, within};
@@ -448,7 +449,7 @@ async fn without_the_files_or_with_the_switch_off_every_load_is_made() {
             change(&shim, "RepositoryModelLoad", "iris").await;
         }
         assert_eq!(server.calls_to(LOAD).len(), 2);
-        // Nor is one taken for another that is under way.
+        // Nor is one taken for another that has been sent.
         server.set_load_delay(Duration::from_millis(300));
         let same = || change(&shim, "RepositoryModelLoad", "iris");
         tokio::join!(same(), same());
@@ -498,6 +499,49 @@ async fn a_load_goes_on_when_its_caller_has_gone_and_no_deadline_reaches_the_ser
         (state(&server, "new") == "READY").then_some(())
     })
     .await;
+}
+
+/// As from a client whose deadline is shorter than the load, and that asks again.
+#[tokio::test]
+async fn loads_of_callers_who_have_gone_do_not_pile_up_behind_the_first() {
+    let (server, shim) = pair(&[("SHIM_MODELS_DIR", "/nowhere")]).await;
+    server.set_load_delay(Duration::from_secs(2));
+    let begun = Instant::now();
+    for _ in 0..50 {
+        let mut agent = grpc::Client::connect(shim.grpc()).await;
+        let load = agent.call("RepositoryModelLoad", b"\x12\x03new");
+        assert!(timeout(Duration::from_millis(20), load).await.is_err());
+    }
+    assert_eq!(server.calls_to(LOAD).len(), 1);
+    // Who still waits is answered by a load that began after he asked.
+    assert_eq!(
+        change(&shim, "RepositoryModelLoad", "new").await.status().0,
+        0
+    );
+    assert!(begun.elapsed() >= Duration::from_secs(4));
+    assert_eq!(server.calls_to(LOAD).len(), 2);
+}
+
+/// An unload never waits for the end of a load that may never come.
+#[tokio::test]
+async fn an_unload_ends_the_wait_of_a_load_and_follows_it() {
+    let (server, shim) = pair(&[("SHIM_MODELS_DIR", "/nowhere")]).await;
+    server.set_load_delay(Duration::from_secs(3600));
+    let mut agent = grpc::Client::connect(shim.grpc()).await;
+    for _ in 0..2 {
+        let load = agent.call("RepositoryModelLoad", b"\x12\x03new");
+        assert!(timeout(Duration::from_millis(100), load).await.is_err());
+    }
+    assert_eq!(server.calls_to(LOAD).len(), 1);
+    let unload = agent.call("RepositoryModelUnload", b"\x12\x03new");
+    let _ = within("the unload", unload).await;
+    let calls = server.calls();
+    let changes = calls.iter().filter(|c| c.path.contains("RepositoryModel"));
+    let changes: Vec<_> = changes
+        .map(|c| c.path.rsplit('/').next().unwrap())
+        .collect();
+    let (load, unload) = ("RepositoryModelLoad", "RepositoryModelUnload");
+    assert_eq!(changes, [load, load, unload]);
 }
 
 #[tokio::test]

@@ -52,6 +52,9 @@ struct Truth {
     wanted: bool,
     /// The server answers every load with an error.
     refuses: bool,
+    /// Nothing is waited for before a call is begun: all are begun in the order of asking, however
+    /// long each takes to the server.
+    in_order: bool,
     asked: Vec<Asked>,
 }
 
@@ -127,19 +130,21 @@ impl World {
     /// A load or unload, as the server takes it: it reaches it, is done there, is answered. The
     /// answer gets lost where the server is restarted meanwhile. Calls through the relay reach it in
     /// the order in which they were made, those of the shim's own at any time.
-    async fn done(self, load: bool, own: bool, files: Option<u64>) -> bool {
+    async fn done(self, load: bool, unsent: Option<Unsent>, files: Option<u64>) -> bool {
         let start = {
             let mut truth = self.truth();
             if load {
                 // Behind an unload a second one is no waste.
-                let alone = files.is_none() || !truth.loads.contains(&files);
-                let alone = alone || !truth.unloads_begun.is_empty();
-                assert!(alone, "the same load is made twice at once");
+                let unjoined = !self.memory.settings().coalesce || !truth.unloads_begun.is_empty();
+                let alone = truth.loads.is_empty() || unjoined;
+                assert!(alone, "two loads of one model are made at once");
                 truth.loads.push(files);
             }
             truth.starts
         };
-        if own {
+        // A connection may have to be opened first.
+        let opens = self.truth().in_order;
+        if unsent.is_none() || opens {
             yields().await;
         }
         let here = {
@@ -154,6 +159,7 @@ impl World {
             }
             here
         };
+        drop(unsent);
         yields().await;
         let mut truth = self.truth();
         if load {
@@ -163,8 +169,8 @@ impl World {
         here && truth.starts == start
     }
 
-    async fn call(self, load: bool, files: Option<u64>) -> Whole {
-        let ok = self.done(load, false, files).await;
+    async fn call(self, load: bool, unsent: Unsent, files: Option<u64>) -> Whole {
+        let ok = self.done(load, Some(unsent), files).await;
         let mut head = HeaderMap::new();
         let status = if ok { "0" } else { "14" };
         head.insert("grpc-status", status.parse().unwrap());
@@ -199,7 +205,7 @@ impl World {
         };
         let seen = known.then_some(files);
         let has = || self.has();
-        let call = self.clone().call(true, seen);
+        let call = |unsent| self.clone().call(true, unsent, seen);
         let print = seen.map(Fingerprint::number);
         let answer = self.flights.load(&self.memory, M, print, has, call).await;
         let ok = match answer {
@@ -221,7 +227,7 @@ impl World {
     async fn unload(self) {
         let from = self.now();
         self.truth().unloads_begun.push(from);
-        let call = self.clone().call(false, None);
+        let call = |unsent| self.clone().call(false, unsent, None);
         let answer = self.flights.unload(&self.memory, M, call).await;
         let (to, ok) = (self.now(), answer.unwrap().is_ok());
         self.truth().asked.push(Asked {
@@ -246,7 +252,10 @@ impl World {
         let truth = self.truth();
         let said = format!("{truth:?}");
         assert!(truth.loads.is_empty(), "{said}");
-        assert!(self.flights.lock().is_empty(), "a flight is left: {said}");
+        assert!(
+            self.flights.lock().flights.is_empty(),
+            "a flight is left: {said}"
+        );
         assert_eq!(self.memory.calls(M), 0, "a call is left: {said}");
         assert_eq!(self.drain.running(), 0, "work is left: {said}");
         let restarted = truth.did.iter().any(|(_, d)| *d == Did::Restart);
@@ -271,13 +280,20 @@ impl World {
             });
             assert!(held, "a load is answered that did not happen: {said}");
         }
-        // Of files that nobody can compare each load is made.
-        let unknown = truth.asked.iter().filter(|a| !a.unload && !a.known && a.ok);
-        let made = truth.did.iter().filter(|(_, d)| matches!(d, Did::Load(_)));
-        assert!(unknown.count() <= made.count(), "{said}");
+        // Of files that nobody can compare each is answered by a load that began after he asked.
+        for load in truth.asked.iter().filter(|a| !a.unload && !a.known && a.ok) {
+            let made = |(at, did): &(usize, Did)| {
+                matches!(did, Did::Load(_)) && (load.from..=load.to).contains(at)
+            };
+            assert!(truth.did.iter().any(made), "{said}");
+        }
         let unloads = truth.asked.iter().filter(|a| a.unload && a.ok);
         if let Some(last) = unloads.max_by_key(|a| a.to) {
-            let after = truth.asked.iter().any(|a| !a.unload && a.to > last.from);
+            let later = |a: &Asked| match truth.in_order {
+                true => a.from >= last.from,
+                false => a.to > last.from,
+            };
+            let after = truth.asked.iter().any(|a| !a.unload && later(a));
             assert!(
                 after || truth.has.is_none(),
                 "the model is loaded although its owner unloaded it: {said}"
@@ -305,7 +321,7 @@ impl Serves for World {
             "a model is put back that its owner has unloaded"
         );
         let disk = self.truth().disk;
-        match self.clone().done(true, true, Some(disk)).await {
+        match self.clone().done(true, None, Some(disk)).await {
             true => Ok(()),
             false => Err("the server was restarted".into()),
         }
@@ -314,7 +330,7 @@ impl Serves for World {
     async fn unload(&self, _: &str) -> Result<(), String> {
         let calls = self.memory.calls(M);
         assert_eq!(calls, 1, "the shim unloads while an owner is at it");
-        self.clone().done(false, true, None).await;
+        self.clone().done(false, None, None).await;
         Ok(())
     }
 
@@ -484,11 +500,50 @@ fn a_load_that_the_server_refuses_is_not_remembered_as_one() {
 }
 
 #[test]
-fn a_load_of_files_that_are_not_known_is_not_taken_for_another() {
-    tried("two loads", |stage, seed| {
+fn of_files_that_are_not_known_one_load_is_under_way_and_one_waits_for_all_others() {
+    tried("three loads", |stage, seed| {
+        let world = World::new(stage, seed);
+        stage.task("first", world.clone().load_of(1, false));
+        let others = world.clone();
+        stage.task("others", async move {
+            let load = || others.clone().load_of(1, false);
+            tokio::join!(biased; load(), load());
+        });
+        world
+    });
+    tried("a caller that goes away", |stage, seed| {
         let world = World::new(stage, seed);
         stage.task("first", world.clone().load_of(1, false));
         stage.task("second", world.clone().load_of(1, false));
+        let killer = stage.clone();
+        stage.task("gone", async move {
+            killer.kill("first");
+            killer.kill("second");
+        });
+        world
+    });
+}
+
+#[test]
+fn an_unload_ends_a_loads_wait_and_comes_behind_it() {
+    tried("load, load, unload in one breath", |stage, seed| {
+        let world = World::new(stage, seed);
+        world.truth().in_order = true;
+        let owner = world.clone();
+        stage.task("owner", async move {
+            let load = || owner.clone().load_of(1, false);
+            tokio::join!(biased; load(), load(), owner.clone().unload());
+        });
+        world
+    });
+    tried("load, unload, load in one breath", |stage, seed| {
+        let world = World::new(stage, seed);
+        world.truth().in_order = true;
+        let owner = world.clone();
+        stage.task("owner", async move {
+            let load = || owner.clone().load_of(1, false);
+            tokio::join!(biased; load(), owner.clone().unload(), load());
+        });
         world
     });
 }
