@@ -16,6 +16,7 @@ use crate::{admin, capability, doctor, relay};
 pub fn about(method: &Method, path: &str) -> Option<(&'static str, String)> {
     match heed::about(method, path) {
         About::Inference(model) => Some(("inference", heed::plain(model))),
+        About::Stream(model) => Some(("stream", heed::plain(model))),
         About::Load(model) => Some(("load", heed::plain(model))),
         About::Unload(model) => Some(("unload", heed::plain(model))),
         About::Nothing => None,

@@ -67,8 +67,32 @@ fn path_of(method: &Method, path: &str) {
     let expected = match (method == Method::POST, &parts[..]) {
         (true, ["", "v2", "repository", "models", name, "load"]) => Some(("load", *name)),
         (true, ["", "v2", "repository", "models", name, "unload"]) => Some(("unload", *name)),
-        (true, ["", "v2", "models", name, "infer"]) => Some(("inference", *name)),
-        (true, ["", "v2", "models", name, "versions", _, "infer"]) => Some(("inference", *name)),
+        (true, ["", "v2", "models", name, "infer" | "generate"])
+        | (
+            true,
+            [
+                "",
+                "v2",
+                "models",
+                name,
+                "versions",
+                _,
+                "infer" | "generate",
+            ],
+        ) => Some(("inference", *name)),
+        (true, ["", "v2", "models", name, "infer_stream" | "generate_stream"])
+        | (
+            true,
+            [
+                "",
+                "v2",
+                "models",
+                name,
+                "versions",
+                _,
+                "infer_stream" | "generate_stream",
+            ],
+        ) => Some(("stream", *name)),
         _ => None,
     };
     let plain = |name: &str| String::from_utf8_lossy(&unescaped(name)).into_owned();
@@ -77,8 +101,9 @@ fn path_of(method: &Method, path: &str) {
         expected.map(|(kind, name)| (kind, plain(name))),
         "{path:?}"
     );
-    let reserved = expected
-        .is_some_and(|(kind, name)| kind != "inference" && unescaped(name) == NAME.as_bytes());
+    let reserved = expected.is_some_and(|(kind, name)| {
+        matches!(kind, "load" | "unload") && unescaped(name) == NAME.as_bytes()
+    });
     assert_eq!(reserved::names_http(method, path), reserved, "{path:?}");
 }
 

@@ -14,8 +14,10 @@ use crate::worker::Worker;
 /// What a request is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum About<'a> {
-    /// An inference.
+    /// An inference, whose status tells how it went.
     Inference(&'a str),
+    /// One whose results come as a stream: the server says 200 before its worker has begun.
+    Stream(&'a str),
     Load(&'a str),
     Unload(&'a str),
     Nothing,
@@ -47,15 +49,19 @@ pub(crate) fn about<'a>(method: &Method, path: &'a str) -> About<'a> {
             None,
             None,
         ] => About::Unload(name),
-        [Some("models"), Some(name), Some("infer"), None, None, None]
+        [Some("models"), Some(name), Some(verb), None, None, None]
         | [
             Some("models"),
             Some(name),
             Some("versions"),
             Some(_),
-            Some("infer"),
+            Some(verb),
             None,
-        ] => About::Inference(name),
+        ] => match verb {
+            "infer" | "generate" => About::Inference(name),
+            "infer_stream" | "generate_stream" => About::Stream(name),
+            _ => About::Nothing,
+        },
         _ => About::Nothing,
     }
 }
@@ -109,6 +115,7 @@ impl<'a> Heed<'a> {
                 memory.used(&model);
                 heed.inference = Some(model);
             }
+            About::Stream(model) => memory.used(&plain(model)),
             // No fingerprint: a load over HTTP is a person's, and never answered without loading.
             About::Load(model) => heed.load = Some(memory.loading(&plain(model), None)),
             About::Unload(model) => {
@@ -165,6 +172,17 @@ mod tests {
                 "/v2/models/iris_1/versions/1/infer",
                 About::Inference("iris_1"),
             ),
+            ("/v2/models/iris_1/generate", About::Inference("iris_1")),
+            (
+                "/v2/models/iris_1/versions/1/generate",
+                About::Inference("iris_1"),
+            ),
+            ("/v2/models/iris_1/generate_stream", About::Stream("iris_1")),
+            (
+                "/v2/models/iris_1/versions/1/infer_stream",
+                About::Stream("iris_1"),
+            ),
+            ("/v2/models/iris_1/versions/infer", About::Nothing),
             ("/v2/models/iris_1/ready", About::Nothing),
             ("/v2/repository/models/iris_1/load", About::Load("iris_1")),
             (
