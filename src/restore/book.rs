@@ -31,6 +31,8 @@ pub const LONGEST: Duration = Duration::from_secs(30 * 60);
 const SETTLES: Duration = Duration::from_secs(1);
 /// Models that are remembered; far above what one server holds.
 const MOST: usize = 10_000;
+/// Longest name that is remembered, in bytes: no file system takes one of a quarter of it.
+const LONGEST_NAME: usize = 1024;
 
 /// How far the restoring of one model is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -284,7 +286,7 @@ impl Book {
 
     /// A caller's unload passes: from now on nobody wants the model in memory.
     pub fn unload_begins(&mut self, name: &str, now: Duration) {
-        if !self.knows && self.unloaded.len() < MOST {
+        if !self.knows && self.unloaded.len() < MOST && name.len() <= LONGEST_NAME {
             self.unloaded.insert(name.to_string());
         }
         if let Some(entry) = self.entry(name) {
@@ -579,6 +581,9 @@ impl Book {
 
     /// The entry of a model, made where there is room.
     fn entry(&mut self, name: &str) -> Option<&mut Entry> {
+        if name.len() > LONGEST_NAME {
+            return None;
+        }
         if self.entries.len() >= MOST && !self.entries.contains_key(name) {
             return None;
         }

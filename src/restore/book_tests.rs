@@ -80,6 +80,23 @@ fn what_its_owner_unloads_just_now_is_undone_only_when_he_has_ended() {
 }
 
 #[test]
+fn names_that_no_model_can_have_are_not_kept() {
+    let mut book = Book::default();
+    for n in 0..1000 {
+        let name = format!("{n}-{}", "x".repeat(60 * 1024));
+        book.unload_begins(&name, s(1));
+        book.unload_ended(&name, s(2));
+        book.load_begins(&name, s(3));
+        book.load_ended(&name, Some(loaded(4)), s(4));
+    }
+    assert!(book.entries.is_empty() && book.unloaded.is_empty());
+    let longest = "x".repeat(LONGEST_NAME);
+    book.load_begins(&longest, s(5));
+    book.load_ended(&longest, Some(loaded(6)), s(6));
+    assert_eq!(book.wanted(), 1);
+}
+
+#[test]
 fn an_unload_without_the_shim_is_told_from_a_restart_by_when_it_showed() {
     let mut book = with(&["a", "b"]);
     book.index([("a", "UNAVAILABLE"), ("b", "READY")].into_iter(), s(5));
