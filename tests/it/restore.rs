@@ -110,7 +110,8 @@ async fn lost_models_come_back_without_a_request_most_recently_used_first() {
     }
     assert_eq!(state(&server, "on-disk"), "UNAVAILABLE");
     let order = loads(&server);
-    assert_eq!((order.len(), order[0].as_str()), (3, "b"));
+    // Two at a time, each over a connection of its own: the second may be the first to arrive.
+    assert!(order.len() == 3 && order[2] != "b", "{order:?}");
     assert!(condition(&shim).await.0);
     assert_eq!(shim.metric("agent_shim_server_restarts_total").await, 1.0);
     assert_eq!(
