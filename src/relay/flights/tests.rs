@@ -383,7 +383,7 @@ fn two_loads_of_one_model_are_one_and_both_are_answered() {
 fn a_load_that_breaks_off_is_made_once_more_for_all_who_waited_for_it() {
     tried("broken off", |stage, seed| {
         let world = World::new(stage, seed);
-        let broken = world.flights.begin(M, Some(Fingerprint::number(1)));
+        let broken = world.flights.begin(M, Some(Fingerprint::number(1)), None);
         stage.task("broken", async move { drop(broken) });
         stage.task("first", world.clone().load(1));
         stage.task("second", world.clone().load(1));
