@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use http::header::{
     ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName,
-    TE, TRANSFER_ENCODING, UPGRADE,
+    TE, TRANSFER_ENCODING,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Either, Full};
@@ -375,28 +375,37 @@ pub fn changes_models(method: &Method, path: &str) -> bool {
 }
 
 /// Headers that belong to one connection only.
-const HOP_BY_HOP: [HeaderName; 8] = [
-    CONNECTION,
-    HeaderName::from_static("http2-settings"),
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    EXPECT,
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "expect",
 ];
+
+/// A bit for each length among them: most names differ in it already.
+const LENGTHS: u32 = {
+    let (mut lengths, mut i) = (0, 0);
+    while i < HOP_BY_HOP.len() {
+        lengths |= 1 << HOP_BY_HOP[i].len();
+        i += 1;
+    }
+    lengths
+};
 
 /// Whether a header belongs to one connection only, whatever its case.
 pub(crate) fn is_hop_by_hop(name: &str) -> bool {
-    // Most names differ in their length already.
-    HOP_BY_HOP
-        .iter()
-        .any(|hop| hop.as_str().len() == name.len() && name.eq_ignore_ascii_case(hop.as_str()))
+    name.len() < 32
+        && LENGTHS & (1 << name.len()) != 0
+        && HOP_BY_HOP.iter().any(|hop| name.eq_ignore_ascii_case(hop))
 }
 
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have none: one walk over their few headers is cheaper than seven searches.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+    if !headers.keys().any(|name| is_hop_by_hop(name.as_str())) {
         return;
     }
     let listed: Vec<HeaderName> = headers
@@ -408,7 +417,10 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         // Belongs to the request, whatever a caller says of it.
         .filter(|name| *name != HOST)
         .collect();
-    for name in HOP_BY_HOP.iter().chain(&listed) {
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+    for name in listed {
         headers.remove(name);
     }
 }
