@@ -151,6 +151,8 @@ async fn steady() -> (Pod, agent_shim::doctor::Evidence) {
     for (i, endpoint) in status.endpoints.iter_mut().enumerate() {
         endpoint.port = [9000, 9500][i];
     }
+    // Another server on this machine would be taken for the pod's.
+    status.worker.state = "unseen".into();
     let subscription = status.subscription.as_mut().unwrap();
     subscription.scheduler = Some("seldon-scheduler:9005".into());
     (pod, evidence)
