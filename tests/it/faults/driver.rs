@@ -3,9 +3,9 @@
 //! **A cell** is a row in a [`Phase`]. It is played twice, with the shim and without it, on its own
 //! address of loopback: everything is started, the callers of `load` come as the phase has it, the
 //! fault is injected, what the row says is awaited (`watch`), the fault lasts for `Row::lasts` at
-//! least, it is healed, everything must be right again, the callers go on for a calm second. Then
-//! all is quiet, what the shim holds is compared with before, and it gets SIGTERM. `judge` says what
-//! was wrong; a cell without complaints is good.
+//! least, it is healed, everything must be right again and callers of every kind served, the callers
+//! go on for a calm second. Then all is quiet, what the shim holds is compared with before, and it
+//! gets SIGTERM. `judge` says what was wrong; a cell without complaints is good.
 //!
 //! `FAULTS_AT_ONCE` says how many cells are played at once (8), `FAULTS` and `FAULTS_PHASE` choose rows
 //! and a phase by a part of their names, `FAULTS_LOG` prints the log of a bad one, and `FAULTS_BOOK`
@@ -24,7 +24,7 @@ use super::load::Load;
 use super::pace::promised;
 use super::process::variable;
 use super::row::{Phase, Row, true_in};
-use super::stage::Stage;
+use super::stage::{Stage, until};
 use super::watch::{all_right, end, found, named, nothing_left, told_of_end, told_of_fault};
 
 /// What came of a cell.
@@ -225,6 +225,14 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
     if load.is_none() {
         load = Some(Load::start(stage.targets(), &stage.ledger));
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    // A call that the fault has met may end long after it; its caller is waited for, not left
+    // without the call that shows that it is served again.
+    if let Some(healed) = played.healed {
+        until(promised(3.0) + row.late, async || {
+            stage.ledger.all_served_since(healed)
+        })
+        .await;
     }
     // --- calm
     played.calm = Some(Instant::now());

@@ -126,6 +126,18 @@ impl Ledger {
         call.end = Some((Instant::now(), fate));
     }
 
+    /// Whether callers of every kind have been served since then; a stream only ends with its caller.
+    pub fn all_served_since(&self, then: Instant) -> bool {
+        let calls = self.calls.lock().unwrap();
+        let served = |kind| {
+            let since = |(end, fate): &(Instant, Fate)| *end >= then && *fate == Fate::Served;
+            let mut of = calls.values().filter(|call| call.kind == kind);
+            of.any(|call| call.end.as_ref().is_some_and(since))
+        };
+        let mut kinds = Kind::ALL.into_iter();
+        kinds.all(|kind| kind == Kind::GrpcStream || served(kind))
+    }
+
     /// All calls in the order of their beginning.
     pub fn calls(&self) -> Vec<Call> {
         let mut all: Vec<Call> = self.calls.lock().unwrap().values().cloned().collect();

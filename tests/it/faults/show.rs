@@ -7,7 +7,9 @@ use super::driver::Cell;
 use super::judge::Played;
 use super::ledger::Tally;
 use super::pace::factor;
+use super::process::variable;
 use super::scheduler::Message;
+use crate::os::means::loud;
 
 /// One line a cell, then what is wrong with the bad ones.
 pub fn print(cells: &[Cell]) {
@@ -29,9 +31,12 @@ pub fn print(cells: &[Cell]) {
         );
     }
     for cell in cells.iter().filter(|c| !c.complaints.is_empty()) {
-        eprintln!("{} / {}:", cell.row, cell.phase.name());
+        loud(&format!("{} / {}:", cell.row, cell.phase.name()));
         for complaint in &cell.complaints {
-            eprintln!("    {complaint}");
+            loud(&format!("    {complaint}"));
+        }
+        if variable("FAULTS_LOG").is_some() {
+            eprintln!("{}", cell.with.log);
         }
     }
 }

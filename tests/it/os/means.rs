@@ -57,15 +57,19 @@ impl Means {
 pub fn has(check: &str, needs: &[Means]) -> bool {
     for means in needs {
         if let Some(why) = means.lacking() {
-            // Not `eprintln!`, which the test runner keeps to itself when a test passes.
-            let _ = writeln!(
-                std::io::stderr(),
+            loud(&format!(
                 "\nSKIPPED, NOT CHECKED: {check}: this machine lacks {means:?}: {why}\n"
-            );
+            ));
             return false;
         }
     }
     true
+}
+
+/// Says something at once and in any case: what `eprintln!` says, the test runner keeps to itself
+/// when a test passes, and shows at its very end when one fails.
+pub fn loud(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn fails(program: &str, args: &[&str]) -> Option<String> {
@@ -116,9 +120,12 @@ pub fn alone(name: &str, needs: &[Means], body: impl Future<Output = ()>) {
         .unwrap();
     let out = String::from_utf8_lossy(&output.stdout);
     let err = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "alone, {name}:\n{out}\n{err}");
     // What it shows is shown here, too.
-    eprint!("{err}");
+    match output.status.success() {
+        true => eprint!("{err}"),
+        false => loud(&err),
+    }
+    assert!(output.status.success(), "alone, {name}:\n{out}");
     assert!(out.contains("1 passed"), "no test is called {name}:\n{out}");
 }
 
