@@ -57,14 +57,9 @@ def table(head, rows, left=1):
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, line, *rows])
 
 
-def how(d):
-    before, after = d["load_average"]["before"], d["load_average"]["after"]
-    words = [
-        f"Measured on {d['date']} on {d['machine']}: {d['rounds']} round{'s' * (d['rounds'] > 1)}, {number(d['scale'])} of the calls of a full run, "
-        f"{d['seconds'] // 60} min {d['seconds'] % 60} s in all. Load average {number(before)} before it and {number(after)} after it "
-        "(the run itself keeps about two cores busy).",
-        "Versions: " + ", ".join(f"{name(s)} {re.split('[ /]', v)[-1]}" for s, v in d["versions"].items() if v) + ".",
-    ]
+def doubts(d):
+    """Why the figures of a run are not to be trusted; empty where they are."""
+    before = d["load_average"]["before"]
     why = []
     if d["rounds"] < 5 or d["scale"] < 1:
         why.append("it was a short one")
@@ -73,7 +68,18 @@ def how(d):
     cores = int(re.match(r"\d+", d["machine"]).group())
     if before > cores / 4:
         why.append(f"the machine was busy with something else (load average {number(before)} on {cores} cores)")
-    if why:
+    return why
+
+
+def how(d):
+    before, after = d["load_average"]["before"], d["load_average"]["after"]
+    words = [
+        f"Measured on {d['date']} on {d['machine']}: {d['rounds']} round{'s' * (d['rounds'] > 1)}, {number(d['scale'])} of the calls of a full run, "
+        f"{d['seconds'] // 60} min {d['seconds'] % 60} s in all. Load average {number(before)} before it and {number(after)} after it "
+        "(the run itself keeps about two cores busy).",
+        "Versions: " + ", ".join(f"{name(s)} {re.split('[ /]', v)[-1]}" for s, v in d["versions"].items() if v) + ".",
+    ]
+    if why := doubts(d):
         words.insert(0, f"**Take this run for its shape, not for its figures: {'; '.join(why)}.**")
     return "\n\n".join(words)
 
@@ -162,31 +168,17 @@ def alone(d):
 
 def real(d):
     rows = []
-    for kind, f in mlserver(d).items():
+    for kind, f in d["mlserver"].items():
         direct = {key: f[key]["direct"] for key in ("p50_us", "rate")}
         for subject, p50 in f["p50_us"].items():
-            # What a run of before did not store is not shown.
-            p99, rates, failed = (f[key].get(subject) if key in f else None for key in ("p99_us", "rate_spread", "failed"))
             rows.append([
                 {"http": "HTTP", "grpc": "gRPC"}[kind], name(subject),
-                number(p50), between(f["p50_spread_us"][subject]), number(p50 / direct["p50_us"], 3), number(p99),
-                number(f["rate"][subject]), between(rates), number(f["rate"][subject] / direct["rate"], 3), number(failed, 0),
+                number(p50), between(f["p50_spread_us"][subject]), number(p50 / direct["p50_us"], 3), number(f["p99_us"][subject]),
+                number(f["rate"][subject]), between(f["rate_spread"][subject]), number(f["rate"][subject] / direct["rate"], 3),
+                number(f["failed"].get(subject), 0),
             ])  # fmt: skip
     head = ["MLServer, iris", "", "p50 us", "lowest - highest", "of direct", "p99 us", "calls/s", "lowest - highest", "of direct", "failed"]
     return table(head, rows, left=2)
-
-
-def mlserver(d):
-    """The comparison in front of the real server. Runs of before knew three subjects, one of them by another name, and
-    had the failures of that one alone."""
-    if "mlserver" in d:
-        return d["mlserver"]
-    found = {}
-    for kind, f in d["shim"].get("mlserver", {}).items():
-        by = {key: {"agent-shim" if s == "shim" else s: figure for s, figure in f[key].items()}
-              for key in ("p50_us", "p50_spread_us", "rate")}  # fmt: skip
-        found[kind] = by | {"failed": {"agent-shim": f["failed"]}}
-    return found
 
 
 def acceptance(d):
@@ -210,7 +202,7 @@ SECTIONS = [
     ("Memory", "memory", memory),
     ("When the server dies", "outage", outages),
     ("The shim alone", "shim", alone),
-    ("In front of a real MLServer", "shim", lambda d: real(d) if mlserver(d) else "Not measured."),
+    ("In front of a real MLServer", "mlserver", real),
     ("The acceptance run", "acceptance", acceptance),
 ]
 

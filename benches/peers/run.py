@@ -28,6 +28,9 @@ import shim_only
 from subjects import Envoy, Floor, Haproxy, Nginx, Shim, Subject
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import report  # noqa: E402
+
 ROOT = HERE.parent.parent
 KIB = 1024
 
@@ -181,6 +184,16 @@ def main():
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     begun, load_before = time.monotonic(), machine.load_average()
+    begins = {
+        "machine": machine.describe(),
+        "date": time.strftime("%Y-%m-%d"),
+        "rounds": args.rounds,
+        "scale": args.scale,
+        "load_average": {"before": load_before},
+        "optimised": "debug" not in args.shim.parts + args.echo.parts,
+    }
+    if args.publish and (why := report.doubts(begins)):
+        sys.exit(f"this run would not be one to publish: {'; '.join(why)}. Wait until the machine is quiet, or leave --publish out")
     loads = [one for one in LOADS if not args.loads or one[0] in args.loads.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -202,13 +215,7 @@ def main():
             if why := subject.missing():
                 said(f"skipped: {subject.name}: {why}")
                 subjects.remove(subject)
-        document = {
-            "machine": machine.describe(),
-            "date": time.strftime("%Y-%m-%d"),
-            "rounds": args.rounds,
-            "scale": args.scale,
-            "load_average": {"before": load_before},
-            "optimised": "debug" not in args.shim.parts + args.echo.parts,
+        document = begins | {
             "versions": {s.name: s.version() for s in subjects},
             "loads": loads_of(args, subjects, loads, bodies),
         }
@@ -250,9 +257,6 @@ def main():
 
 def publish(out):
     """Puts what was measured where the documentation takes it from."""
-    sys.path.insert(0, str(HERE.parent))
-    import report
-
     shutil.copy(out / "results.json", report.RESULTS)
     shutil.copy(out / "plot.svg", report.PLOT)
     report.write()
