@@ -63,36 +63,18 @@ fn unescaped(text: &str) -> Vec<u8> {
 
 fn path_of(method: &Method, path: &str) {
     let known = about(method, path);
-    let parts: Vec<&str> = path.split('/').collect();
+    let mut parts: Vec<&str> = path.split('/').collect();
+    // A call may name the version of its model: it is the same call.
+    if let ["", "v2", "models", _, "versions", _, _] = parts[..] {
+        parts.drain(4..6);
+    }
     let expected = match (method == Method::POST, &parts[..]) {
         (true, ["", "v2", "repository", "models", name, "load"]) => Some(("load", *name)),
         (true, ["", "v2", "repository", "models", name, "unload"]) => Some(("unload", *name)),
-        (true, ["", "v2", "models", name, "infer" | "generate"])
-        | (
-            true,
-            [
-                "",
-                "v2",
-                "models",
-                name,
-                "versions",
-                _,
-                "infer" | "generate",
-            ],
-        ) => Some(("inference", *name)),
-        (true, ["", "v2", "models", name, "infer_stream" | "generate_stream"])
-        | (
-            true,
-            [
-                "",
-                "v2",
-                "models",
-                name,
-                "versions",
-                _,
-                "infer_stream" | "generate_stream",
-            ],
-        ) => Some(("stream", *name)),
+        (true, ["", "v2", "models", name, "infer" | "generate"]) => Some(("inference", *name)),
+        (true, ["", "v2", "models", name, "infer_stream" | "generate_stream"]) => {
+            Some(("stream", *name))
+        }
         _ => None,
     };
     let plain = |name: &str| String::from_utf8_lossy(&unescaped(name)).into_owned();

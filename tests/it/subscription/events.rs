@@ -77,9 +77,7 @@ async fn an_event_is_not_sent_again_once_its_model_has_moved_on() {
         let mut scheduler = RawScheduler::start().await;
         let shim = Shim::start(settings(&[scheduler.address]), Double::new(Some(8 * GI))).await;
         let agent = RawAgent::connect(shim.address).await;
-        let subscribing = tokio::spawn(agent.unary(SUBSCRIBE, request(), &[]));
-        let (operations, _body) = scheduler.call().await.answer(grpc_headers());
-        let mut stream = within(subscribing).await.unwrap().unwrap().into_body();
+        let (operations, _body, mut stream) = standing(&agent, &mut scheduler, request()).await;
         let first = tokio::spawn(agent.unary(EVENT, event(), &[]));
         let unanswered = scheduler.call().await;
         match what {

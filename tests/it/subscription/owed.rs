@@ -43,9 +43,7 @@ async fn a_scheduler_that_takes_no_refusal_is_not_read_from_and_nothing_is_lost(
     let mut scheduler = RawScheduler::start().await;
     let shim = Shim::start(settings(&[scheduler.address]), Double::new(Some(8 * GI))).await;
     let agent = RawAgent::connect(shim.address).await;
-    let subscribing = tokio::spawn(agent.unary(SUBSCRIBE, request(), &[]));
-    let (operations, _body) = scheduler.call().await.answer(grpc_headers());
-    let mut stream = within(subscribing).await.unwrap().unwrap().into_body();
+    let (operations, _body, mut stream) = standing(&agent, &mut scheduler, request()).await;
     let asked = 3 * MOST;
     for n in 0..asked {
         let data = load(&format!("m{n}"), 100 * GI);

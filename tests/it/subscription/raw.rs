@@ -184,6 +184,19 @@ impl RawAgent {
     }
 }
 
+/// An agent whose subscription stands: the scheduler's end of it, which sends operations and hears
+/// of the agent's end, and the agent's.
+pub async fn standing(
+    agent: &RawAgent,
+    scheduler: &mut RawScheduler,
+    request: Bytes,
+) -> (Feeder, Incoming, Incoming) {
+    let subscribing = tokio::spawn(agent.unary(SUBSCRIBE, request, &[]));
+    let (operations, body) = scheduler.call().await.answer(grpc_headers());
+    let stream = within(subscribing).await.unwrap().unwrap().into_body();
+    (operations, body, stream)
+}
+
 pub fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
     let pairs = pairs.iter().map(|(name, value)| {
         let name: http::HeaderName = name.parse().unwrap();
