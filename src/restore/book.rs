@@ -13,7 +13,9 @@ use std::time::Duration;
 use super::files::Fingerprint;
 
 /// Loads of the shim's own at one time. The server's main loop freezes while it imports, and its
-/// workers serve everybody else; two, so that one that hangs does not keep back all others.
+/// workers serve everybody else; two, so that one that hangs does not keep back all others. A
+/// model whose load has failed is loaded alone, and after all others: where it takes the server
+/// with it, no other one is under way whose try that would cost.
 pub const AT_ONCE: usize = 2;
 /// Tries for one model before it is left to the agent.
 pub const TRIES: u32 = 4;
@@ -100,6 +102,26 @@ impl Entry {
     fn is_left(&self, now: Duration) -> bool {
         self.left
             .is_some_and(|at| now.saturating_sub(at) <= LONGEST)
+    }
+}
+
+/// Which of the models that are due may run now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Any,
+    /// Something runs: one that has not failed may run beside it.
+    Unfailed,
+    None,
+}
+
+impl Place {
+    fn is_for(self, e: &Entry) -> bool {
+        let fits = match self {
+            Place::Any => true,
+            Place::Unfailed => e.failures == 0,
+            Place::None => false,
+        };
+        fits && e.wanted && e.calls == 0
     }
 }
 
@@ -378,25 +400,35 @@ impl Book {
         self.entries.retain(|_, e| e.is_of_use());
     }
 
-    /// The next model to look at, most recently used first, then most recently loaded. It counts
-    /// as running until [`Book::ended`] or one of its kind.
+    /// The next model to look at: those that have not failed first, of these the most recently
+    /// used, then the most recently loaded. It counts as running until [`Book::ended`] or one of
+    /// its kind.
     pub fn next(&mut self, now: Duration) -> Option<String> {
-        if self.has_no_place() {
-            return None;
-        }
-        let due = |e: &Entry| matches!(e.stage, Stage::Due { at } if at <= now) && e.calls == 0;
+        let place = self.place();
         let (name, entry) = self
             .entries
             .iter_mut()
-            .filter(|(_, e)| e.wanted && due(e))
-            .max_by_key(|(name, e)| (e.used, e.since, std::cmp::Reverse((*name).clone())))?;
+            .filter(|(_, e)| place.is_for(e))
+            .filter(|(_, e)| matches!(e.stage, Stage::Due { at } if at <= now))
+            .max_by_key(|(name, e)| {
+                let name = std::cmp::Reverse((*name).clone());
+                (e.failures == 0, e.used, e.since, name)
+            })?;
         entry.stage = Stage::Running;
         Some(name.clone())
     }
 
-    fn has_no_place(&self) -> bool {
+    /// What else may run beside what does.
+    fn place(&self) -> Place {
         let running = self.entries.values().filter(|e| e.stage == Stage::Running);
-        running.count() >= AT_ONCE
+        let (count, failed) = running.fold((0, 0), |(count, failed), e| {
+            (count + 1, failed + usize::from(e.failures > 0))
+        });
+        match (count, failed) {
+            (0, _) => Place::Any,
+            (n, 0) if n < AT_ONCE => Place::Unfailed,
+            _ => Place::None,
+        }
     }
 
     /// Takes a model that is to be unloaded and loaded again: it counts as running, as after
@@ -414,12 +446,10 @@ impl Book {
     /// When [`Book::next`] may have something that it has not now; `None` where nothing is due.
     pub fn due(&self) -> Option<Duration> {
         // The end of what runs tells of itself.
-        if self.has_no_place() {
-            return None;
-        }
+        let place = self.place();
         self.entries
             .values()
-            .filter(|e| e.wanted && e.calls == 0)
+            .filter(|e| place.is_for(e))
             .filter_map(|e| match e.stage {
                 Stage::Due { at } => Some(at),
                 _ => None,

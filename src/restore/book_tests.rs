@@ -47,6 +47,62 @@ fn no_more_than_two_run_at_once() {
 }
 
 #[test]
+fn a_model_whose_load_kills_the_server_costs_no_other_its_tries() {
+    let names = ["a", "b", "killer", "z"];
+    let mut book = with(&names);
+    book.used("killer", s(2));
+    let mut now = s(3);
+    book.restarted(now, now);
+    let (mut deaths, mut crowd) = (0, 0);
+    loop {
+        let mut running = Vec::new();
+        while let Some(name) = book.next(now) {
+            running.push(name);
+        }
+        crowd = crowd.max(running.len());
+        if running.iter().any(|name| name == "killer") {
+            deaths += 1;
+            assert!(running.len() == 1 || deaths == 1, "{running:?}");
+            for name in &running {
+                book.load_done(name, Err("connection reset".into()), now);
+            }
+            book.restarted(now, now);
+        } else {
+            for name in &running {
+                assert_eq!(book.load_done(name, Ok(loaded(1)), now), Then::Restored);
+            }
+        }
+        match book.due() {
+            Some(at) => now = now.max(at),
+            None => break,
+        }
+    }
+    assert_eq!((deaths, crowd), (TRIES, AT_ONCE));
+    let left: Vec<_> = book.restoring().into_iter().map(|r| r.model).collect();
+    assert_eq!(left, ["killer"], "all others are back");
+}
+
+#[test]
+fn one_that_has_failed_waits_for_who_runs_and_nobody_runs_beside_it() {
+    let mut book = with(&["a", "b", "c"]);
+    book.restarted(s(1), s(2));
+    let first = book.next(s(2)).unwrap();
+    book.load_done(&first, Err("no".into()), s(2));
+    let later = s(60);
+    let others = [book.next(later).unwrap(), book.next(later).unwrap()];
+    assert!(!others.contains(&first), "the others come before it");
+    book.load_done(&others[0], Ok(loaded(60)), later);
+    assert_eq!((book.next(later), book.due()), (None, None));
+    book.load_done(&others[1], Ok(loaded(60)), later);
+    assert_eq!(book.due(), Some(s(4)));
+    assert_eq!(book.next(later), Some(first.clone()));
+    book.restarted(later, later);
+    assert_eq!((book.next(later), book.due()), (None, None));
+    book.load_done(&first, Ok(loaded(61)), s(61));
+    assert!(book.next(s(61)).is_some());
+}
+
+#[test]
 fn what_was_unloaded_is_not_restored_whether_before_or_meanwhile() {
     let mut book = with(&["before", "due", "running"]);
     book.unload_begins("before", s(2));
