@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use prometheus::IntCounter;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf, Take};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
+
+use super::leftover::Held;
 
 /// How long an answer may still come after the caller has closed its half. MLServer answers what
 /// it can answer at once and drops the rest; nobody can tell a half-closed caller from one that
@@ -22,11 +24,17 @@ use tokio::time::{sleep, timeout};
 const HALF_CLOSE_GRACE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(250);
 
+/// Bytes that are read at once. The library's buffer begins with 8 KiB and doubles each time that it
+/// is filled; what is left of a body before a server that has stopped keeps each buffer alive of
+/// which it is a part.
+pub(super) const IN_ONE_READ: usize = 8 * 1024 - 1;
+
 /// The reading and writing side, for hyper.
 #[derive(Debug)]
 pub struct Caller {
     before: Bytes,
-    reads: OwnedReadHalf,
+    held: Held,
+    reads: Take<OwnedReadHalf>,
     writes: Arc<OwnedWriteHalf>,
     received: IntCounter,
     sent: IntCounter,
@@ -74,6 +82,8 @@ impl Caller {
         sent: IntCounter,
     ) -> (Self, Watch) {
         received.inc_by(before.len() as u64);
+        let mut held = Held::default();
+        held.set(before.len());
         let (reads, writes) = stream.into_split();
         let writes = Arc::new(writes);
         let watch = Watch {
@@ -82,7 +92,8 @@ impl Caller {
         };
         let caller = Caller {
             before,
-            reads,
+            held,
+            reads: reads.take(u64::MAX),
             writes,
             received,
             sent,
@@ -153,11 +164,17 @@ impl AsyncRead for Caller {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.before.has_remaining() {
-            let n = self.before.len().min(out.remaining());
+            let n = self.before.len().min(out.remaining()).min(IN_ONE_READ);
             out.put_slice(&self.before.split_to(n));
+            if self.before.is_empty() {
+                // What was split off had the same room.
+                self.before = Bytes::new();
+                self.held.set(0);
+            }
             return Poll::Ready(Ok(()));
         }
         let had = out.filled().len();
+        self.reads.set_limit(IN_ONE_READ as u64);
         ready!(Pin::new(&mut self.reads).poll_read(cx, out))?;
         self.received.inc_by((out.filled().len() - had) as u64);
         Poll::Ready(Ok(()))

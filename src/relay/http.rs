@@ -39,9 +39,11 @@ use crate::capability::gate::Gate;
 use crate::config::Mode;
 use crate::places::Place;
 use lane::Outcome;
+use paced::{Flow, Paced, Telling};
 
 mod host;
 pub(crate) mod lane;
+mod paced;
 
 /// A kept connection that has been idle for longer is not used again; MLServer closes at 5 s.
 const IDLE: Duration = Duration::from_secs(4);
@@ -139,7 +141,8 @@ struct Server {
 }
 
 struct Kept {
-    sender: SendRequest<Incoming>,
+    sender: SendRequest<Paced>,
+    flow: Flow,
     left: Left,
     used: Instant,
     /// Takes no further request.
@@ -241,7 +244,7 @@ impl Server {
     async fn forward(&self, request: Request<Incoming>) -> Response<Body> {
         let waits = request.headers().contains_key(EXPECT);
         let mut request = match for_server(request) {
-            Ok(request) => request,
+            Ok(request) => request.map(Paced::new),
             Err(why) => {
                 let mut refused =
                     self.error(StatusCode::BAD_REQUEST, Answered::MethodNotAllowed, why);
@@ -258,7 +261,7 @@ impl Server {
                 Ok(server) => server,
                 Err(why) => {
                     if !waits {
-                        read_on(request.into_body()).await;
+                        read_on(request.into_body().into_inner()).await;
                     }
                     return self.error(
                         StatusCode::SERVICE_UNAVAILABLE,
@@ -268,6 +271,7 @@ impl Server {
                 }
             };
             server.left.asked();
+            request.body_mut().through(&server.flow);
             match server.sender.try_send_request(request).await {
                 Ok(response) => {
                     server.left.answered();
@@ -320,6 +324,8 @@ impl Server {
         let connected = connect(&self.context).await.map_err(|e| e.why)?;
         let stream = BeforeAnswer::new(connected.stream);
         let left = stream.left();
+        let flow = Flow::default();
+        let stream = Telling::new(stream, flow.clone());
         let (sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(MAX_BUFFER)
             .handshake(TokioIo::new(stream))
@@ -331,6 +337,7 @@ impl Server {
         });
         Ok(Kept {
             sender,
+            flow,
             left,
             used: Instant::now(),
             last: false,

@@ -111,7 +111,8 @@ impl<'a> Lane<'a> {
                 },
                 Next::Unusual => {
                     let held = std::mem::take(&mut self.requests.held);
-                    return Outcome::Unusual(held.freeze());
+                    // Without the room that it had for more.
+                    return Outcome::Unusual(Bytes::copy_from_slice(&held));
                 }
                 Next::Ended(end) => return Outcome::Ended(end),
             };

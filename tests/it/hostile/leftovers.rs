@@ -67,6 +67,13 @@ async fn serve(mut stream: TcpStream, mut goes_on: watch::Receiver<bool>) -> Opt
         if head.contains(" /mine") {
             goes_on.wait_for(|goes_on| *goes_on).await.ok()?;
         }
+        if head.contains("\r\ntransfer-encoding: chunked\r\n") {
+            let mut last = Vec::new();
+            while !last.ends_with(b"\r\n0\r\n\r\n") {
+                last.drain(..last.len().saturating_sub(8));
+                stream.read_buf(&mut last).await.ok().filter(|n| *n > 0)?;
+            }
+        }
         let length = head.split("content-length: ").nth(1);
         let mut left: usize = length.map_or(Some(0), |l| l.lines().next()?.parse().ok())?;
         let mut piece = vec![0; 64 * 1024];
@@ -84,9 +91,30 @@ async fn serve(mut stream: TcpStream, mut goes_on: watch::Receiver<bool>) -> Opt
     }
 }
 
+/// The shim before such a server for HTTP and a stand-in for gRPC.
+async fn before_a_stopping_server(settings: &[(&str, &str)]) -> (Stopping, StandIn, Process) {
+    let server = Stopping::start();
+    let standin = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
+    let process = Process::before(server.address, standin.grpc(), settings).await;
+    (server, standin, process)
+}
+
 fn upload() -> Vec<u8> {
     let head = format!("POST /mine HTTP/1.1\r\nhost: a\r\ncontent-length: {BODY}\r\n\r\n");
     [head.as_bytes(), &vec![b'x'; BODY]].concat()
+}
+
+/// The same in chunks, of which the last is the whole rest.
+fn chunked() -> Vec<u8> {
+    let mut bytes =
+        b"POST /mine HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+    for piece in [1, 999, BODY - 1000] {
+        bytes.extend(format!("{piece:x}\r\n").bytes());
+        bytes.extend(std::iter::repeat_n(b'x', piece));
+        bytes.extend(b"\r\n");
+    }
+    bytes.extend(b"0\r\n\r\n");
+    bytes
 }
 
 /// Sends all of it, or as much as is taken within a second, after a call that was answered.
@@ -103,14 +131,14 @@ async fn after_a_call(to: SocketAddr, bytes: &[u8]) -> TcpStream {
     stream
 }
 
-/// Many callers say `bytes` at once, each after a call that was answered: what comes with the first
+/// So many callers say `bytes` at once, each after a call that was answered: what comes with the first
 /// bytes of a connection is read in smaller pieces.
-async fn crowd(server: &Stopping, process: &Process, what: &str, bytes: &[u8]) {
+async fn crowd(callers: usize, server: &Stopping, process: &Process, what: &str, bytes: &[u8]) {
     server.goes_on.send_replace(false);
     process
         .withstands(what, async {
             let mut held = JoinSet::new();
-            for _ in 0..CALLERS {
+            for _ in 0..callers {
                 let (to, bytes) = (process.http, bytes.to_vec());
                 held.spawn(async move { after_a_call(to, &bytes).await });
             }
@@ -125,13 +153,10 @@ async fn crowd(server: &Stopping, process: &Process, what: &str, bytes: &[u8]) {
 
 #[tokio::test]
 async fn requests_that_wait_behind_a_call_hold_little() {
-    let (server, standin) = (
-        Stopping::start(),
-        StandIn::start([127, 0, 0, 1].into()).await.unwrap(),
-    );
-    let process = Process::before(server.address, standin.grpc(), &[]).await;
+    let (server, _standin, process) = before_a_stopping_server(&[]).await;
     let one = "GET /mine HTTP/1.1\r\nhost: a\r\n\r\n";
     crowd(
+        CALLERS,
         &server,
         &process,
         "pipelined requests",
@@ -142,15 +167,11 @@ async fn requests_that_wait_behind_a_call_hold_little() {
 
 #[tokio::test]
 async fn bodies_that_a_server_does_not_take_hold_little() {
-    let (server, standin) = (
-        Stopping::start(),
-        StandIn::start([127, 0, 0, 1].into()).await.unwrap(),
-    );
     // By the lane, and by the carrying of bytes that gRPC has, too.
     for mode in ["correct", "observe"] {
-        let settings = [("SHIM_MODE", mode)];
-        let process = Process::before(server.address, standin.grpc(), &settings).await;
+        let (server, _standin, process) = before_a_stopping_server(&[("SHIM_MODE", mode)]).await;
         crowd(
+            CALLERS,
             &server,
             &process,
             &format!("untaken bodies, mode {mode}"),
@@ -160,14 +181,18 @@ async fn bodies_that_a_server_does_not_take_hold_little() {
     }
 }
 
+#[tokio::test]
+async fn bodies_in_chunks_that_a_server_does_not_take_hold_little() {
+    let (server, _standin, process) = before_a_stopping_server(&[]).await;
+    // The full path has some 60 KiB for each, whatever it does: buffers of the library on both sides, and
+    // one piece of the body in each and between them.
+    crowd(600, &server, &process, "untaken chunks", &chunked()).await;
+}
+
 /// What waits long is not refused: all get their answers when the server goes on.
 #[tokio::test]
 async fn honest_callers_of_a_server_that_stops_are_all_served_when_it_goes_on() {
-    let (server, standin) = (
-        Stopping::start(),
-        StandIn::start([127, 0, 0, 1].into()).await.unwrap(),
-    );
-    let process = Process::before(server.address, standin.grpc(), &[]).await;
+    let (server, _standin, process) = before_a_stopping_server(&[]).await;
     let mut callers = JoinSet::new();
     for n in 0..CALLERS {
         let to = process.http;
@@ -175,7 +200,7 @@ async fn honest_callers_of_a_server_that_stops_are_all_served_when_it_goes_on() 
             let mut stream = TcpStream::connect(to).await.unwrap();
             let (mut reads, mut writes) = stream.split();
             // Some have another request behind it already.
-            let mut bytes = upload();
+            let mut bytes = if n % 3 == 0 { chunked() } else { upload() };
             let mut expected = FINE.to_vec();
             if n % 4 == 0 {
                 bytes.extend(b"GET /other HTTP/1.1\r\nhost: a\r\n\r\n");
