@@ -27,6 +27,8 @@ use crate::places::Marker;
 
 /// How long one half may outlive the other: time to take what is still on the way.
 const LINGER: Duration = Duration::from_secs(5);
+/// What is read and dropped meanwhile of a caller whose far end takes no more.
+const DROPPED: u64 = 1 << 20;
 /// What is read at once.
 pub(super) const BUFFER: usize = 64 * 1024;
 /// Full buffers that are carried in one turn of the thread: others are served in between.
@@ -267,10 +269,6 @@ impl Splice {
             bytes: &self.sent,
         };
         let mut up = pin!(async {
-            // Not kept for as long as the connection is open, which may be days.
-            let first = self.to_server;
-            upward.send(&first).await?;
-            drop(first);
             let count = |head: &FrameHead| {
                 if lock().see(|calls| calls.from_caller(head))
                     && let Some(opened) = &opened
@@ -278,14 +276,17 @@ impl Splice {
                     opened.inc();
                 }
             };
-            upward
-                .carry(std::future::pending(), Direction::Up, count)
-                .await
+            let never = std::future::pending();
+            let done = upward.begin(self.to_server, never, Direction::Up, count);
+            let done = done.await;
+            if done == Err(Broken::Sink) {
+                // What the far end said before it closed is still to be carried, and would be
+                // destroyed by the reset that bytes bring which nobody has read.
+                let _ = timeout(LINGER, upward.drop_rest()).await;
+            }
+            done
         });
         let mut down = pin!(async {
-            let first = self.to_caller;
-            downward.send(&first).await?;
-            drop(first);
             let count = |head: &FrameHead| {
                 let mut running = lock();
                 // A call that fails ends without a piece of a message.
@@ -294,7 +295,8 @@ impl Splice {
                 }
                 running.see(|calls| calls.from_server(head));
             };
-            downward.carry(move_on, Direction::Down, count).await
+            let done = downward.begin(self.to_caller, move_on, Direction::Down, count);
+            done.await
         });
         tokio::select! {
             done = &mut up => match done {
@@ -365,14 +367,58 @@ struct Half<'a, F, T> {
     bytes: &'a IntCounter,
 }
 
+/// Which end of a direction has broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    /// Nothing more is to be had from there.
+    Source,
+    /// It takes no more.
+    Sink,
+}
+
 impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
+    /// As [`Half::carry`], after these bytes.
+    async fn begin(
+        &mut self,
+        first: Vec<u8>,
+        move_on: impl Future<Output = ()>,
+        direction: Direction,
+        on_head: impl FnMut(&FrameHead),
+    ) -> Result<(), Broken> {
+        self.send(&first).await?;
+        // Not kept for as long as the connection is open, which may be days.
+        drop(first);
+        self.carry(move_on, direction, on_head).await
+    }
+
+    /// Reads on until the source ends, or enough was read, and drops it.
+    async fn drop_rest(&mut self) {
+        let mut left = DROPPED;
+        while left > 0 {
+            let read = poll_fn(|cx| {
+                with_buffer(|buffer| {
+                    let mut into = ReadBuf::new(buffer);
+                    ready!(Pin::new(&mut self.from).poll_read(cx, &mut into))?;
+                    Poll::Ready(io::Result::Ok(into.filled().len() as u64))
+                })
+            });
+            match read.await {
+                Ok(n @ 1..) => {
+                    self.bytes.inc_by(n);
+                    left = left.saturating_sub(n);
+                }
+                _ => return,
+            }
+        }
+    }
+
     /// Carries this direction until its source ends, then ends its sink.
     async fn carry(
         &mut self,
         move_on: impl Future<Output = ()>,
         direction: Direction,
         mut on_head: impl FnMut(&FrameHead),
-    ) -> io::Result<()> {
+    ) -> Result<(), Broken> {
         let mut move_on = pin!(move_on);
         let (mut asked, mut told) = (false, false);
         let down = direction == Direction::Down && self.filter.is_some();
@@ -436,10 +482,11 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
         &mut self,
         cx: &mut Context<'_>,
         mut on_head: impl FnMut(&FrameHead),
-    ) -> Poll<io::Result<Step>> {
+    ) -> Poll<Result<Step, Broken>> {
         with_buffer(|buffer| {
             let mut into = ReadBuf::new(&mut buffer[..leftover::at_once()]);
-            ready!(Pin::new(&mut self.from).poll_read(cx, &mut into))?;
+            let read = ready!(Pin::new(&mut self.from).poll_read(cx, &mut into));
+            read.map_err(|_| Broken::Source)?;
             let read = into.filled();
             if read.is_empty() {
                 return Poll::Ready(Ok(Step::End));
@@ -455,8 +502,8 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
                 None => std::borrow::Cow::Borrowed(read),
             };
             if pings > MAX_PONGS {
-                let why = "the caller pings faster than it reads";
-                return Poll::Ready(Err(io::Error::other(why)));
+                // The caller pings faster than it reads.
+                return Poll::Ready(Err(Broken::Source));
             }
             if passed.is_empty() {
                 return Poll::Ready(Ok(Step::Passed));
@@ -464,7 +511,7 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
             let written = match self.to.try_write(&passed) {
                 Ok(written) => written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(error) => return Poll::Ready(Err(error)),
+                Err(_) => return Poll::Ready(Err(Broken::Sink)),
             };
             Poll::Ready(Ok(if written == passed.len() {
                 Step::Passed
@@ -477,15 +524,14 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
     }
 
     /// Writes all of it, waiting for the sink; nothing is read meanwhile.
-    async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+    async fn send(&self, mut bytes: &[u8]) -> Result<(), Broken> {
         while !bytes.is_empty() {
             match self.to.try_write(bytes) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => bytes = &bytes[n..],
+                Ok(n @ 1..) => bytes = &bytes[n..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.to.writable().await?;
+                    self.to.writable().await.map_err(|_| Broken::Sink)?;
                 }
-                Err(error) => return Err(error),
+                _ => return Err(Broken::Sink),
             }
         }
         Ok(())
@@ -497,3 +543,6 @@ enum Step {
     Left(Leftover),
     End,
 }
+
+#[cfg(test)]
+mod tests;

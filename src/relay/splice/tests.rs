@@ -1,0 +1,61 @@
+use prometheus::IntCounter;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+
+/// A caller, and its connection as the shim has it.
+async fn connection() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (caller, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (caller.unwrap(), accepted.unwrap().0)
+}
+
+fn splice(caller: TcpStream, far: Far) -> Splice {
+    let counter = || IntCounter::new("bytes", "bytes").unwrap();
+    Splice {
+        caller,
+        far,
+        to_server: Vec::new(),
+        to_caller: Vec::new(),
+        http2: None,
+        received: counter(),
+        sent: counter(),
+    }
+}
+
+/// Both are found at once: what the far end said last, and that it takes no more.
+#[tokio::test]
+async fn the_last_words_of_the_far_end_arrive_though_its_caller_goes_on() {
+    const LAST: &[u8] = b"enough";
+    // Which is looked at first is left to chance.
+    for n in 0..40 {
+        let (mut caller, accepted) = connection().await;
+        let (mut far, near) = UnixStream::pair().unwrap();
+        far.write_all(LAST).await.unwrap();
+        drop(far);
+        caller.write_all(&[7; 3000]).await.unwrap();
+        accepted.readable().await.unwrap();
+        let run = tokio::spawn(splice(accepted, Far::Local(near)).run(std::future::pending()));
+        let mut heard = vec![0; LAST.len()];
+        let read = caller.read_exact(&mut heard).await;
+        assert!(read.is_ok() && heard == LAST, "connection {n}: {read:?}");
+        // It does not last for longer than its caller.
+        drop(caller);
+        run.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_stop_is_not_read_for_ever() {
+    let (caller, accepted) = connection().await;
+    let (far, near) = UnixStream::pair().unwrap();
+    drop(far);
+    let (_reads, mut writes) = caller.into_split();
+    let endless =
+        tokio::spawn(async move { while writes.write_all(&[7; 64 << 10]).await.is_ok() {} });
+    let ended = splice(accepted, Far::Local(near)).run(std::future::pending());
+    assert_ne!(ended.await, Ended::Caller);
+    endless.await.unwrap();
+}
