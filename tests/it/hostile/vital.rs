@@ -17,7 +17,9 @@ async fn health_is_answered_on_a_connection_on_which_hundreds_of_loads_wait() {
     let (_server, process) = pair(&[]).await;
     let mut open = JoinSet::new();
     let mut sender = connection(process.grpc, &mut open).await;
-    let begun = || tokio_stream::once(Bytes::from_static(&[0; 5][..4]));
+    // Without a part of their messages: the library ends a connection for many small pieces that
+    // nobody has taken, which an agent, whose messages are one piece each, never sends.
+    let begun = tokio_stream::pending::<Bytes>;
     let mut loads = JoinSet::new();
     for _ in 0..1_000 {
         let load = request(
