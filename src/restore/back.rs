@@ -49,7 +49,7 @@ impl Serves for Asking {
 pub(crate) async fn put_back(memory: Memory, model: String, server: impl Serves) -> bool {
     match server.has(&model).await {
         Has::Ready => {
-            memory.change(|book, now| book.ended(&model, now));
+            memory.change(|book, now| book.found(&model, now));
             return false;
         }
         Has::Loading | Has::Unclear => {
@@ -94,7 +94,7 @@ pub(crate) async fn put_anew(
     model: &str,
     server: &impl Serves,
 ) -> Option<Result<(), String>> {
-    if memory.0.drain.has_begun() || !memory.change(|book, _| book.takes(model)) {
+    if memory.0.drain.has_begun() || !memory.change(|book, now| book.takes(model, now)) {
         return None;
     }
     let _busy = memory.busy();

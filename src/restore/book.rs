@@ -13,14 +13,16 @@ use std::time::Duration;
 use super::files::Fingerprint;
 
 /// Loads of the shim's own at one time. The server's main loop freezes while it imports, and its
-/// workers serve everybody else; two, so that one that hangs does not keep back all others. A
-/// model whose load has failed is loaded alone, and after all others: where it takes the server
-/// with it, no other one is under way whose try that would cost.
+/// workers serve everybody else; two, so that one that hangs does not keep back all others.
 pub const AT_ONCE: usize = 2;
 /// Tries for one model before it is left to the agent.
 pub const TRIES: u32 = 4;
 /// Pause after the first failure; it is multiplied by four with each further one.
 const BACK_OFF: Duration = Duration::from_secs(2);
+/// A model whose load has failed is loaded alone, and after the others that are due: where it takes
+/// the server with it, no other one is under way whose try that would cost. For so long only, since
+/// a load may hang.
+const ALONE: Duration = Duration::from_secs(60);
 /// Pause before a model that the server loads already is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a model that was seen to work is believed to be in its worker's hands, at least.
@@ -88,6 +90,10 @@ struct Entry {
     /// The last load that succeeded.
     loaded: Option<Loaded>,
     stage: Stage,
+    /// When it last began to run.
+    started: Duration,
+    /// Its load had failed before it did.
+    alone: bool,
     /// The server was started again while it ran: what it says of its end says nothing.
     again: bool,
     failures: u32,
@@ -99,30 +105,39 @@ impl Entry {
         self.wanted || self.calls > 0 || self.stage == Stage::Running || self.left.is_some()
     }
 
+    /// From when on it may be looked at, with this beside it.
+    fn may_start(&self, place: Place) -> Option<Duration> {
+        let Stage::Due { at } = self.stage else {
+            return None;
+        };
+        let beside = match self.failures {
+            0 => place.unfailed,
+            _ => place.failed,
+        };
+        (self.wanted && self.calls == 0 && !place.full).then_some(at.max(beside))
+    }
+
+    fn starts(&mut self, now: Duration) {
+        self.stage = Stage::Running;
+        self.started = now;
+        self.alone = self.failures > 0;
+    }
+
     fn is_left(&self, now: Duration) -> bool {
         self.left
             .is_some_and(|at| now.saturating_sub(at) <= LONGEST)
     }
 }
 
-/// Which of the models that are due may run now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Any,
-    /// Something runs: one that has not failed may run beside it.
-    Unfailed,
-    None,
-}
-
-impl Place {
-    fn is_for(self, e: &Entry) -> bool {
-        let fits = match self {
-            Place::Any => true,
-            Place::Unfailed => e.failures == 0,
-            Place::None => false,
-        };
-        fits && e.wanted && e.calls == 0
-    }
+/// From when on a model that is due may run, beside what runs already.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    /// As many run as may.
+    full: bool,
+    /// One whose last load has failed.
+    failed: Duration,
+    /// Any other.
+    unfailed: Duration,
 }
 
 /// A load that succeeded.
@@ -408,38 +423,53 @@ impl Book {
         let (name, entry) = self
             .entries
             .iter_mut()
-            .filter(|(_, e)| place.is_for(e))
-            .filter(|(_, e)| matches!(e.stage, Stage::Due { at } if at <= now))
+            .filter(|(_, e)| e.may_start(place).is_some_and(|at| at <= now))
             .max_by_key(|(name, e)| {
                 let name = std::cmp::Reverse((*name).clone());
                 (e.failures == 0, e.used, e.since, name)
             })?;
-        entry.stage = Stage::Running;
+        entry.starts(now);
         Some(name.clone())
     }
 
-    /// What else may run beside what does.
+    /// From when on something may run beside what does.
     fn place(&self) -> Place {
-        let running = self.entries.values().filter(|e| e.stage == Stage::Running);
-        let (count, failed) = running.fold((0, 0), |(count, failed), e| {
-            (count + 1, failed + usize::from(e.failures > 0))
-        });
-        match (count, failed) {
-            (0, _) => Place::Any,
-            (n, 0) if n < AT_ONCE => Place::Unfailed,
-            _ => Place::None,
+        let mut place = Place {
+            full: self
+                .entries
+                .values()
+                .filter(|e| e.stage == Stage::Running)
+                .count()
+                >= AT_ONCE,
+            ..Place::default()
+        };
+        for e in self.entries.values() {
+            let runs = e.stage == Stage::Running;
+            let (alone, since) = match runs {
+                true => (e.alone, e.started),
+                // Its owner loads it, of which nothing keeps him.
+                false => (e.failures > 0, e.changed),
+            };
+            if runs {
+                place.failed = place.failed.max(since + ALONE);
+            }
+            if alone && (runs || e.calls > 0) {
+                place.failed = place.failed.max(since + ALONE);
+                place.unfailed = place.unfailed.max(since + ALONE);
+            }
         }
+        place
     }
 
     /// Takes a model that is to be unloaded and loaded again: it counts as running, as after
     /// [`Book::next`]. False where nobody wants it, or its owner or the shim is at it already.
-    pub fn takes(&mut self, name: &str) -> bool {
+    pub fn takes(&mut self, name: &str, now: Duration) -> bool {
         let entry = self.entries.get_mut(name);
         let free = |e: &&mut Entry| e.wanted && e.calls == 0 && e.stage == Stage::Nothing;
         let Some(entry) = entry.filter(free) else {
             return false;
         };
-        entry.stage = Stage::Running;
+        entry.starts(now);
         true
     }
 
@@ -447,14 +477,8 @@ impl Book {
     pub fn due(&self) -> Option<Duration> {
         // The end of what runs tells of itself.
         let place = self.place();
-        self.entries
-            .values()
-            .filter(|e| place.is_for(e))
-            .filter_map(|e| match e.stage {
-                Stage::Due { at } => Some(at),
-                _ => None,
-            })
-            .min()
+        let entries = self.entries.values();
+        entries.filter_map(|e| e.may_start(place)).min()
     }
 
     /// Whether a model that runs may now be loaded: it is still wanted, and no call of its owner
@@ -464,7 +488,16 @@ impl Book {
         entry.is_some_and(|e| e.wanted && e.calls == 0 && e.stage == Stage::Running)
     }
 
-    /// What runs was found READY, or is no longer to be loaded.
+    /// What runs was found READY, whoever has loaded it.
+    pub fn found(&mut self, name: &str, now: Duration) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.failures = 0;
+            entry.error = None;
+        }
+        self.ended(name, now);
+    }
+
+    /// What runs is no longer to be loaded.
     pub fn ended(&mut self, name: &str, now: Duration) {
         if let Some(entry) = self.entries.get_mut(name) {
             entry.stage = match std::mem::take(&mut entry.again) && entry.wanted {

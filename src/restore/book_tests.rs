@@ -83,23 +83,53 @@ fn a_model_whose_load_kills_the_server_costs_no_other_its_tries() {
 }
 
 #[test]
-fn one_that_has_failed_waits_for_who_runs_and_nobody_runs_beside_it() {
-    let mut book = with(&["a", "b", "c"]);
+fn one_that_has_failed_runs_alone_and_last_but_not_for_ever() {
+    let mut book = with(&["a", "b", "c", "d"]);
     book.restarted(s(1), s(2));
     let first = book.next(s(2)).unwrap();
     book.load_done(&first, Err("no".into()), s(2));
-    let later = s(60);
-    let others = [book.next(later).unwrap(), book.next(later).unwrap()];
+    let now = s(60);
+    let others = [book.next(now).unwrap(), book.next(now).unwrap()];
     assert!(!others.contains(&first), "the others come before it");
-    book.load_done(&others[0], Ok(loaded(60)), later);
-    assert_eq!((book.next(later), book.due()), (None, None));
-    book.load_done(&others[1], Ok(loaded(60)), later);
-    assert_eq!(book.due(), Some(s(4)));
-    assert_eq!(book.next(later), Some(first.clone()));
-    book.restarted(later, later);
-    assert_eq!((book.next(later), book.due()), (None, None));
-    book.load_done(&first, Ok(loaded(61)), s(61));
-    assert!(book.next(s(61)).is_some());
+    assert_eq!(book.due(), None, "two run");
+    book.load_done(&others[0], Ok(loaded(60)), now);
+    let third = book.next(now).unwrap();
+    assert_ne!(third, first);
+    book.load_done(&third, Ok(loaded(60)), now);
+    // One hangs: the second place is free, and for a while not for one that has failed.
+    assert_eq!((book.next(now), book.due()), (None, Some(now + ALONE)));
+    assert_eq!(book.next(now + ALONE), Some(first.clone()));
+    // Another that is lost meanwhile waits for as long, where there is place.
+    book.load_done(&others[1], Ok(loaded(120)), now + ALONE);
+    book.restarted(now + ALONE, now + ALONE);
+    assert_eq!(book.next(now + ALONE), None);
+    assert_eq!(book.due(), Some(now + 2 * ALONE));
+    assert!(book.next(now + 2 * ALONE).is_some_and(|next| next != first));
+}
+
+#[test]
+fn nothing_runs_beside_its_owners_load_of_one_that_has_failed() {
+    let mut book = with(&["a", "killer"]);
+    book.used("killer", s(1));
+    book.restarted(s(1), s(2));
+    assert_eq!(book.next(s(2)).as_deref(), Some("killer"));
+    book.load_done("killer", Err("no".into()), s(2));
+    book.load_begins("killer", s(3));
+    assert_eq!((book.next(s(3)), book.due()), (None, Some(s(3) + ALONE)));
+    book.load_ended("killer", None, s(4));
+    assert_eq!(book.next(s(4)).as_deref(), Some("a"));
+}
+
+#[test]
+fn what_is_found_ready_has_not_failed() {
+    let mut book = with(&["a"]);
+    book.restarted(s(1), s(2));
+    let a = book.next(s(2)).unwrap();
+    book.load_done(&a, Err("broken off".into()), s(2));
+    book.next(s(60)).unwrap();
+    book.found(&a, s(60));
+    book.restarted(s(61), s(61));
+    assert_eq!(book.restoring()[0].failures, 0);
 }
 
 #[test]
@@ -326,17 +356,17 @@ fn what_is_due_wakes_nobody_while_there_is_no_place() {
 #[test]
 fn a_model_is_taken_anew_only_where_nobody_else_is_at_it() {
     let mut book = with(&["a", "b"]);
-    assert!(!book.takes("stranger"));
+    assert!(!book.takes("stranger", s(2)));
     book.load_begins("b", s(2));
-    assert!(!book.takes("b"), "its owner loads it");
-    assert!(book.takes("a") && !book.takes("a"));
+    assert!(!book.takes("b", s(2)), "its owner loads it");
+    assert!(book.takes("a", s(2)) && !book.takes("a", s(2)));
     assert!(book.is_running("a") && book.may_load("a"));
     book.unload_begins("a", s(3));
     assert!(!book.may_load("a"));
     book.unload_ended("a", s(4));
     book.ended("a", s(4));
     assert_eq!((book.next(s(9)), book.wanted()), (None, 1));
-    assert!(!book.takes("a"), "nobody wants it");
+    assert!(!book.takes("a", s(2)), "nobody wants it");
 }
 
 #[test]
@@ -394,6 +424,7 @@ proptest! {
         let mut unloaded = [true; 4];
         let mut running: Vec<usize> = Vec::new();
         let mut failed = [0u32; 4];
+        let (mut alone, mut started) = ([false; 4], [s(0); 4]);
         let mut now = s(1);
         let name = |i: usize| format!("m{i}");
         for step in steps {
@@ -439,6 +470,12 @@ proptest! {
                         let m: usize = next[1..].parse().unwrap();
                         prop_assert!(!unloaded[m], "{next} was unloaded");
                         prop_assert!(!running.contains(&m));
+                        alone[m] = failed[m] > 0;
+                        started[m] = now;
+                        let beside = running.iter().filter(|r| now < started[**r] + ALONE);
+                        for r in beside {
+                            prop_assert!(!alone[m] && !alone[*r], "{m} beside {r}");
+                        }
                         running.push(m);
                         prop_assert!(running.len() <= AT_ONCE);
                     }

@@ -15,6 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::leftover::Held;
 
+/// What the library has for each piece, however small that is.
+const PIECE: usize = 8 * 1024;
+
 /// What of a body is on its way through one connection to the server. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Flow(Arc<Mutex<State>>);
@@ -45,7 +48,8 @@ impl Flow {
         let mut state = self.state();
         state.under_way = bytes > 0;
         // As much again waits on the caller's side: in the library's buffer, and between the two.
-        state.held.set(3 * bytes);
+        let each = bytes.min(1) * bytes.max(PIECE);
+        state.held.set(3 * each);
     }
 
     fn written(&self) {
