@@ -3,8 +3,8 @@
 //! **A cell** is a row in a [`Phase`]. It is played twice, with the shim and without it, on its own
 //! address of loopback: everything is started, the callers of `load` come as the phase has it, the
 //! fault is injected, what the row says is awaited (`watch`), the fault lasts for `Row::lasts` at
-//! least, it is healed, everything must be right again and callers of every kind served, the callers
-//! go on for a calm second. Then all is quiet, what the shim holds is compared with before, and it
+//! least, it is healed, everything must be right again, callers whom it has met are waited for, and
+//! they go on for a calm second. Then all is quiet, what the shim holds is compared with before, and it
 //! gets SIGTERM. `judge` says what was wrong; a cell without complaints is good.
 //!
 //! `FAULTS_AT_ONCE` says how many cells are played at once (8), `FAULTS` and `FAULTS_PHASE` choose rows
@@ -222,20 +222,20 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
             played.complain(format!("the scheduler was told of {wrong} bytes"));
         }
     }
+    // --- calm: from the first call on where no caller has met the fault; where they have, from when
+    // those calls are over, which may be long after it.
+    let mended = Instant::now();
     if load.is_none() {
         load = Some(Load::start(stage.targets(), &stage.ledger));
         tokio::time::sleep(Duration::from_millis(200)).await;
+        played.calm = Some(Instant::now());
     }
-    // A call that the fault has met may end long after it; its caller is waited for, not left
-    // without the call that shows that it is served again.
-    if let Some(healed) = played.healed {
-        until(promised(3.0) + row.late, async || {
-            stage.ledger.all_served_since(healed)
-        })
-        .await;
+    let limit = promised(3.0) + row.late;
+    let over = until(limit, async || stage.ledger.is_over(mended)).await;
+    if with_shim && over.is_none() {
+        played.complain("some callers are not served again");
     }
-    // --- calm
-    played.calm = Some(Instant::now());
+    played.calm.get_or_insert_with(Instant::now);
     tokio::time::sleep(Duration::from_secs(1)).await;
     if let Some(load) = load {
         load.stop(promised(3.0) + row.late).await;

@@ -126,16 +126,19 @@ impl Ledger {
         call.end = Some((Instant::now(), fate));
     }
 
-    /// Whether callers of every kind have been served since then; a stream only ends with its caller.
-    pub fn all_served_since(&self, then: Instant) -> bool {
+    /// Whether nobody waits any more with a call from before then, and of every kind a call was served
+    /// that began later. A stream only ends with its caller.
+    pub fn is_over(&self, then: Instant) -> bool {
         let calls = self.calls.lock().unwrap();
-        let served = |kind| {
-            let since = |(end, fate): &(Instant, Fate)| *end >= then && *fate == Fate::Served;
-            let mut of = calls.values().filter(|call| call.kind == kind);
-            of.any(|call| call.end.as_ref().is_some_and(since))
+        let of = |kind| calls.values().filter(move |call| call.kind == kind);
+        let over = |kind| {
+            let waits = of(kind).any(|call| call.begun < then && call.end.is_none());
+            let mut later = of(kind).filter(|call| call.begun >= then);
+            let served = later.any(|c| c.end.as_ref().is_some_and(|(_, f)| *f == Fate::Served));
+            served && !waits
         };
         let mut kinds = Kind::ALL.into_iter();
-        kinds.all(|kind| kind == Kind::GrpcStream || served(kind))
+        kinds.all(|kind| kind == Kind::GrpcStream || over(kind))
     }
 
     /// All calls in the order of their beginning.
