@@ -192,7 +192,10 @@ def main():
         "load_average": {"before": load_before},
         "optimised": "debug" not in args.shim.parts + args.echo.parts,
     }
-    if args.publish and (why := report.doubts(begins)):
+    why = report.doubts(begins)
+    if args.only or args.loads or args.no_extras or args.no_acceptance:
+        why.append("parts of it are left out")
+    if args.publish and why:
         sys.exit(f"this run would not be one to publish: {'; '.join(why)}. Wait until the machine is quiet, or leave --publish out")
     loads = [one for one in LOADS if not args.loads or one[0] in args.loads.split(",")]
     with tempfile.TemporaryDirectory() as folder:
@@ -252,6 +255,9 @@ def main():
     else:
         plot.draw(document, out / "plot.svg")
     if args.publish:
+        sections = ("memory", "outage", "shim", "mlserver", "acceptance")
+        if lacking := [s for s in sections if s not in document] + ([] if len(subjects) == 6 else ["some of its subjects"]):
+            sys.exit(f"not published: the run lacks {', '.join(lacking)}")
         publish(out)
 
 
