@@ -4,7 +4,7 @@
 //! `echo HTTP_PORT GRPC_PORT [ADDRESS]`, both on 127.0.0.1 or the address; a port of 0 is chosen by
 //! the system. It prints one line with both once it listens. HTTP/2 settings are those of the real
 //! server. `echo relay PORT=PORT...` carries bytes from the first port to the second and knows
-//! nothing of them: the floor, below which nothing in the path can be.
+//! nothing of them: what the simplest process in the path costs.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 

@@ -276,13 +276,19 @@ impl Splice {
                     opened.inc();
                 }
             };
-            let never = std::future::pending();
-            let done = upward.begin(self.to_server, never, Direction::Up, count);
-            let done = done.await;
+            // Not kept for as long as the connection is open, which may be days.
+            let first = self.to_server;
+            let mut done = upward.send(&first).await;
+            drop(first);
+            if done.is_ok() {
+                let never = std::future::pending();
+                done = upward.carry(never, Direction::Up, count).await;
+            }
             if done == Err(Broken::Sink) {
                 // What the far end said before it closed is still to be carried, and would be
                 // destroyed by the reset that bytes bring which nobody has read.
-                let _ = timeout(LINGER, upward.drop_rest()).await;
+                // Boxed: most connections never get there, and would carry its room with them.
+                let _ = Box::pin(timeout(LINGER, upward.drop_rest())).await;
             }
             done
         });
@@ -295,12 +301,18 @@ impl Splice {
                 }
                 running.see(|calls| calls.from_server(head));
             };
-            let done = downward.begin(self.to_caller, move_on, Direction::Down, count);
-            done.await
+            let first = self.to_caller;
+            downward.send(&first).await?;
+            drop(first);
+            downward.carry(move_on, Direction::Down, count).await
         });
         tokio::select! {
             done = &mut up => match done {
-                Err(_) => Ended::Reset,
+                Err(Broken::Source) => Ended::Reset,
+                Err(Broken::Sink) => {
+                    let _ = timeout(LINGER, down).await;
+                    Ended::Reset
+                }
                 // The caller has said all: the server may still answer, for a while.
                 Ok(()) => match timeout(LINGER, down).await {
                     Ok(Err(_)) => Ended::Reset,
@@ -311,10 +323,10 @@ impl Splice {
                 Err(_) => Ended::Reset,
                 // What the caller still sends is read and dropped by a closed server's socket, so
                 // that its last answer is not destroyed by a reset.
-                Ok(()) => {
-                    let _ = timeout(LINGER, up).await;
-                    Ended::Far
-                }
+                Ok(()) => match timeout(LINGER, up).await {
+                    Ok(Err(Broken::Sink)) => Ended::Reset,
+                    _ => Ended::Far,
+                },
             },
         }
     }
@@ -377,20 +389,6 @@ enum Broken {
 }
 
 impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
-    /// As [`Half::carry`], after these bytes.
-    async fn begin(
-        &mut self,
-        first: Vec<u8>,
-        move_on: impl Future<Output = ()>,
-        direction: Direction,
-        on_head: impl FnMut(&FrameHead),
-    ) -> Result<(), Broken> {
-        self.send(&first).await?;
-        // Not kept for as long as the connection is open, which may be days.
-        drop(first);
-        self.carry(move_on, direction, on_head).await
-    }
-
     /// Reads on until the source ends, or enough was read, and drops it.
     async fn drop_rest(&mut self) {
         let mut left = DROPPED;
@@ -406,6 +404,8 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
                 Ok(n @ 1..) => {
                     self.bytes.inc_by(n);
                     left = left.saturating_sub(n);
+                    // Others have their turn, and with it the other half.
+                    tokio::task::yield_now().await;
                 }
                 _ => return,
             }

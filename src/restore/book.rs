@@ -23,6 +23,8 @@ const BACK_OFF: Duration = Duration::from_secs(2);
 /// the server with it, no other one is under way whose try that would cost. For so long only, since
 /// a load may hang.
 const ALONE: Duration = Duration::from_secs(60);
+/// The same for another one whose load has failed: it has fewer tries to lose.
+const APART: Duration = Duration::from_secs(10 * 60);
 /// Pause before a model that the server loads already is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a model that was seen to work is believed to be in its worker's hands, at least.
@@ -451,10 +453,11 @@ impl Book {
                 false => (e.failures > 0, e.changed),
             };
             if runs {
-                place.failed = place.failed.max(since + ALONE);
+                place.failed = place.failed.max(since + APART);
             }
-            if alone && (runs || e.calls > 0) {
-                place.failed = place.failed.max(since + ALONE);
+            // A load whose caller has gone goes on in the server.
+            if alone && (runs || e.calls > 0 || e.left.is_some()) {
+                place.failed = place.failed.max(since + APART);
                 place.unfailed = place.unfailed.max(since + ALONE);
             }
         }

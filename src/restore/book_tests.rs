@@ -97,14 +97,15 @@ fn one_that_has_failed_runs_alone_and_last_but_not_for_ever() {
     assert_ne!(third, first);
     book.load_done(&third, Ok(loaded(60)), now);
     // One hangs: the second place is free, and for a while not for one that has failed.
-    assert_eq!((book.next(now), book.due()), (None, Some(now + ALONE)));
-    assert_eq!(book.next(now + ALONE), Some(first.clone()));
-    // Another that is lost meanwhile waits for as long, where there is place.
-    book.load_done(&others[1], Ok(loaded(120)), now + ALONE);
-    book.restarted(now + ALONE, now + ALONE);
-    assert_eq!(book.next(now + ALONE), None);
-    assert_eq!(book.due(), Some(now + 2 * ALONE));
-    assert!(book.next(now + 2 * ALONE).is_some_and(|next| next != first));
+    let later = now + APART;
+    assert_eq!((book.next(now), book.due()), (None, Some(later)));
+    assert_eq!(book.next(later), Some(first.clone()));
+    // Another that is lost meanwhile waits for less long, where there is place.
+    book.load_done(&others[1], Ok(loaded(120)), later);
+    book.restarted(later, later);
+    assert_eq!(book.next(later), None);
+    assert_eq!(book.due(), Some(later + ALONE));
+    assert!(book.next(later + ALONE).is_some_and(|next| next != first));
 }
 
 #[test]
@@ -116,8 +117,12 @@ fn nothing_runs_beside_its_owners_load_of_one_that_has_failed() {
     book.load_done("killer", Err("no".into()), s(2));
     book.load_begins("killer", s(3));
     assert_eq!((book.next(s(3)), book.due()), (None, Some(s(3) + ALONE)));
-    book.load_ended("killer", None, s(4));
-    assert_eq!(book.next(s(4)).as_deref(), Some("a"));
+    // Nor when its caller has gone, and the server goes on with it.
+    book.load_left("killer", s(4));
+    assert_eq!((book.next(s(4)), book.due()), (None, Some(s(4) + ALONE)));
+    book.unload_begins("killer", s(5));
+    book.unload_ended("killer", s(5));
+    assert_eq!(book.next(s(5)).as_deref(), Some("a"));
 }
 
 #[test]
@@ -472,9 +477,9 @@ proptest! {
                         prop_assert!(!running.contains(&m));
                         alone[m] = failed[m] > 0;
                         started[m] = now;
-                        let beside = running.iter().filter(|r| now < started[**r] + ALONE);
-                        for r in beside {
-                            prop_assert!(!alone[m] && !alone[*r], "{m} beside {r}");
+                        for r in &running {
+                            let long = now >= started[*r] + if alone[m] { APART } else { ALONE };
+                            prop_assert!(long || !alone[m] && !alone[*r], "{m} beside {r}");
                         }
                         running.push(m);
                         prop_assert!(running.len() <= AT_ONCE);

@@ -36,6 +36,9 @@ async fn the_last_words_of_the_far_end_arrive_though_its_caller_goes_on() {
         far.write_all(LAST).await.unwrap();
         drop(far);
         caller.write_all(&[7; 3000]).await.unwrap();
+        if n % 2 == 0 {
+            caller.shutdown().await.unwrap();
+        }
         accepted.readable().await.unwrap();
         let run = tokio::spawn(splice(accepted, Far::Local(near)).run(std::future::pending()));
         let mut heard = vec![0; LAST.len()];

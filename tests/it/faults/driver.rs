@@ -222,7 +222,7 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
             played.complain(format!("the scheduler was told of {wrong} bytes"));
         }
     }
-    // --- calm: from the first call on where no caller has met the fault; where they have, from when
+    // --- calm: as soon as there are callers where none has met the fault; where they have, from when
     // those calls are over, which may be long after it.
     let mended = Instant::now();
     if load.is_none() {
@@ -230,7 +230,8 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
         tokio::time::sleep(Duration::from_millis(200)).await;
         played.calm = Some(Instant::now());
     }
-    let limit = promised(3.0) + row.late;
+    let late = second.map_or(row.late, |second| row.late.max(second.late));
+    let limit = promised(3.0) + late;
     let over = until(limit, async || stage.ledger.is_over(mended)).await;
     if with_shim && over.is_none() {
         played.complain("some callers are not served again");
@@ -238,7 +239,7 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
     played.calm.get_or_insert_with(Instant::now);
     tokio::time::sleep(Duration::from_secs(1)).await;
     if let Some(load) = load {
-        load.stop(promised(3.0) + row.late).await;
+        load.stop(limit).await;
     }
     played.stopped = Some(Instant::now());
     if phase == Phase::Draining && with_shim {

@@ -69,6 +69,8 @@ pub fn filtered() -> Vec<Row> {
         inject: |stage| Box::pin(dropping(stage, to_server(stage), None)),
         heal: |stage| Box::pin(no_more(stage)),
         lasts: 3 * SECOND,
+        // TCP's repetitions come at ever greater intervals.
+        late: 4 * SECOND,
         ready: Ready::GoesAfterGrace,
         findings: &["AS004", "AS005"],
         answers: true,
