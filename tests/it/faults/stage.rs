@@ -199,6 +199,20 @@ impl Stage {
         Some(ids.map(ToString::to_string).collect())
     }
 
+    /// Whether the last probe of a candidate of either protocol was answered.
+    pub async fn answers(&self) -> bool {
+        let Some((200, body)) = self.get("/status").await else {
+            return false;
+        };
+        let status: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let endpoints = status["endpoints"].as_array().cloned().unwrap_or_default();
+        ["http", "grpc"].iter().all(|protocol| {
+            let of = |e: &&serde_json::Value| e["protocol"] == *protocol;
+            let mut of = endpoints.iter().filter(of);
+            of.any(|e| e["state"] == "up" && e["reason"].is_null())
+        })
+    }
+
     /// The models that the server has not in memory and should have.
     pub async fn lost_models(&self) -> Vec<String> {
         let wanted = vec![MODEL.to_string()];

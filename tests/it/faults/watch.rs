@@ -154,24 +154,24 @@ async fn until_only(
     (only.is_some(), seen)
 }
 
-/// The end of the fault is told, too: every condition of the server holds because it answers. A
-/// stall holds as well, but may be about to become an outage: one protocol is heard again while a
-/// probe of the other, begun in the fault, has yet to run out.
+/// The end of the fault is told, too: it is ready, and the last probe of either protocol was
+/// answered. Readiness alone may hold while an outage is about to be told: one protocol is heard
+/// again, and a probe of the other one, begun in the fault, has yet to run out.
 pub async fn told_of_end(stage: &Stage, phase: Phase, played: &mut Played) {
     played.told_healed = until(promised(3.0), async || {
-        let Some((code, text)) = stage.get("/readyz?verbose").await else {
-            return false;
+        let ready = match phase {
+            // It is not ready for the drain alone. A shim that was started anew does not drain.
+            Phase::Draining => stage
+                .get("/readyz")
+                .await
+                .is_some_and(|(_, text)| !text.contains("inference-") && !text.contains("probed")),
+            _ => is_ready(stage).await,
         };
-        let of_server = ["probed", "inference-http", "inference-grpc"];
-        let answers = of_server
-            .iter()
-            .all(|name| text.contains(&format!("[+]{name} ok")));
-        // A drain alone keeps it from being ready. A shim that was started anew does not drain.
-        answers && !text.contains("stalled") && (code == 200 || phase == Phase::Draining)
+        ready && stage.answers().await
     })
     .await;
     if played.told_healed.is_none() {
-        let text = stage.get("/readyz?verbose").await;
+        let text = stage.get("/readyz").await;
         played.complain(format!(
             "not ready 3 s after the end of the fault: {text:?}"
         ));
