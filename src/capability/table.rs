@@ -30,32 +30,32 @@ struct Row {
     /// The runtime's distribution, and by it the pip spellings; empty for a mere library.
     runtime: &'static str,
     /// Names of the runtime, the one that Seldon uses first.
-    runtime_names: &'static [&'static str],
+    names_of_runtime: &'static [&'static str],
     /// Distributions that bring the library.
     libraries: &'static [&'static str],
     /// Names of the library.
-    library_names: &'static [&'static str],
+    names_of_library: &'static [&'static str],
 }
 
 const fn runtime(
     runtime: &'static str,
-    runtime_names: &'static [&'static str],
+    names_of_runtime: &'static [&'static str],
     libraries: &'static [&'static str],
-    library_names: &'static [&'static str],
+    names_of_library: &'static [&'static str],
 ) -> Row {
     Row {
         runtime,
-        runtime_names,
+        names_of_runtime,
         libraries,
-        library_names,
+        names_of_library,
     }
 }
 
 const fn library(
     libraries: &'static [&'static str],
-    library_names: &'static [&'static str],
+    names_of_library: &'static [&'static str],
 ) -> Row {
-    runtime("", &[], libraries, library_names)
+    runtime("", &[], libraries, names_of_library)
 }
 
 /// Every spelling that is sent. Spellings differ from each other by case or punctuation only
@@ -173,7 +173,7 @@ impl Row {
 
     fn has(&self, kind: Kind) -> bool {
         match kind {
-            Kind::Library => !self.library_names.is_empty(),
+            Kind::Library => !self.names_of_library.is_empty(),
             Kind::Runtime => !self.runtime.is_empty(),
         }
     }
@@ -194,8 +194,8 @@ impl Form {
     pub fn spellings(self) -> impl Iterator<Item = String> {
         let row = &ROWS[self.row];
         let (names, extra) = match self.form {
-            Kind::Library => (row.library_names, None),
-            Kind::Runtime => (row.runtime_names, row.extra()),
+            Kind::Library => (row.names_of_library, None),
+            Kind::Runtime => (row.names_of_runtime, row.extra()),
         };
         let pip = extra.map(|extra| [format!("mlserver[{extra}]"), format!("{PIP_PREFIX}{extra}")]);
         names
@@ -237,7 +237,7 @@ pub fn providers(name: &str) -> Vec<&'static str> {
         let usual = match form.form {
             Kind::Runtime => Some(row.runtime),
             // Where both have one name, the runtime is what can load a model.
-            Kind::Library if row.runtime_names.is_empty() && !row.runtime.is_empty() => {
+            Kind::Library if row.names_of_runtime.is_empty() && !row.runtime.is_empty() => {
                 Some(row.runtime)
             }
             Kind::Library => row.libraries.first().copied(),
