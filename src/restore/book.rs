@@ -465,8 +465,13 @@ impl Book {
     }
 
     /// Takes a model that is to be unloaded and loaded again: it counts as running, as after
-    /// [`Book::next`]. False where nobody wants it, or its owner or the shim is at it already.
+    /// [`Book::next`]. False where nobody wants it, its owner or the shim is at it already, or
+    /// nothing may run beside what does.
     pub fn takes(&mut self, name: &str, now: Duration) -> bool {
+        let place = self.place();
+        if place.full || now < place.unfailed {
+            return false;
+        }
         let entry = self.entries.get_mut(name);
         let free = |e: &&mut Entry| e.wanted && e.calls == 0 && e.stage == Stage::Nothing;
         let Some(entry) = entry.filter(free) else {

@@ -375,6 +375,29 @@ fn a_model_is_taken_anew_only_where_nobody_else_is_at_it() {
 }
 
 #[test]
+fn a_model_is_taken_anew_by_the_same_bounds_as_one_is_restored() {
+    let mut book = with(&["a", "b", "c"]);
+    book.restarted(s(1), s(2));
+    let (first, second) = (book.next(s(2)).unwrap(), book.next(s(2)).unwrap());
+    let third = book.restoring().into_iter().map(|r| r.model);
+    let third = third.collect::<Vec<_>>();
+    let third = third.iter().find(|m| **m != first && **m != second).unwrap();
+    book.found(&first, s(3));
+    book.next(s(3)).unwrap();
+    book.found(third, s(4));
+    // Two of three are back, and one runs.
+    assert!(book.takes(third, s(4)));
+    assert!(!book.takes(&first, s(4)), "two run");
+    book.ended(third, s(5));
+    // The last one fails, and runs alone then.
+    book.load_done(&second, Err("no".into()), s(5));
+    let again = s(60);
+    assert_eq!(book.next(again).as_ref(), Some(&second));
+    assert!(!book.takes(&first, again), "beside one that has failed");
+    assert!(book.takes(&first, again + ALONE));
+}
+
+#[test]
 fn a_load_that_its_caller_left_is_under_way_until_an_index_tells() {
     let mut book = Book::default();
     book.load_begins("a", s(2));
