@@ -25,7 +25,8 @@ pub fn check(body: &[u8]) {
     assert_eq!(decision.patch.is_some(), outcome == Outcome::Injected);
     if let Some(why) = &decision.why {
         assert_ne!(outcome, Outcome::Injected, "{why}");
-        assert!(!why.contains("its patch"), "{why}");
+        // The text may quote an annotation that has these words in it.
+        assert!(!why.starts_with("its patch"), "{why}");
     }
     let why = decision.why.clone().unwrap_or_default();
     let mut answer = match outcome {

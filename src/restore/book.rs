@@ -213,7 +213,9 @@ impl Book {
                 let Some(entry) = self.entry(name) else {
                     continue;
                 };
-                if entry.changed >= asked && entry.changed > Duration::ZERO {
+                // While it is unloaded it is listed as READY until its worker has answered.
+                let called = entry.calls > 0;
+                if called || entry.changed >= asked && entry.changed > Duration::ZERO {
                     continue;
                 }
                 entry.gone = None;

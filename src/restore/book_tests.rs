@@ -398,6 +398,20 @@ fn a_model_is_taken_anew_by_the_same_bounds_as_one_is_restored() {
 }
 
 #[test]
+fn an_index_says_nothing_of_a_model_that_is_being_unloaded() {
+    let mut book = with(&["a"]);
+    book.unload_begins("a", s(2));
+    // The server calls it READY until its worker has answered.
+    book.index([("a", "READY")].into_iter(), s(3));
+    assert_eq!(book.wanted(), 0);
+    book.unload_ended("a", s(10));
+    // Its owner has removed the folder, so no index lists it from now on.
+    book.index([].into_iter(), s(11));
+    book.restarted(s(12), s(12));
+    assert_eq!((book.wanted(), book.next(s(12))), (0, None));
+}
+
+#[test]
 fn a_load_that_its_caller_left_is_under_way_until_an_index_tells() {
     let mut book = Book::default();
     book.load_begins("a", s(2));
