@@ -2,7 +2,9 @@
 //! is carried to its end although its caller has gone.
 //!
 //! Of one model one load is under way and one waits for its end, whoever else asks for it: a
-//! caller that gives up and asks again, however often, leaves no more behind.
+//! caller that gives up and asks again, however often, leaves no more behind. And a load waits for
+//! the end of the unloads that were asked for before: a server that still unloads a model fails a
+//! load of it, and has it no more when it has ended.
 //!
 //! Knows no bytes and no connection: the call itself and the question whether the server has a
 //! model are handed in. Everything between two awaits is one step, since the program has one
@@ -48,7 +50,7 @@ pub(super) struct Lost(pub(super) &'static str);
 
 type Answer = watch::Receiver<Option<Whole>>;
 
-/// A load under way, for all who ask for the same, or one that waits for the end of another.
+/// A load under way, for all who ask for the same, or one that waits for the end of other calls.
 #[derive(Debug)]
 struct Flight {
     model: String,
@@ -61,6 +63,8 @@ struct Flight {
 #[derive(Debug, Default)]
 struct Board {
     flights: Vec<Flight>,
+    /// Unloads that have not been answered.
+    unloads: Vec<(String, Answer)>,
     order: Order,
 }
 
@@ -83,19 +87,23 @@ impl Flights {
         found.map(|f| f.answer.clone())
     }
 
-    /// The load that one which cannot join it has to wait for.
-    fn ahead(&self, model: &str) -> Option<Answer> {
+    /// What a load has to wait for that cannot join one: the unloads, and where `loads` is true
+    /// the last load.
+    fn ahead(&self, model: &str, loads: bool) -> Ahead {
         let board = self.lock();
-        let mut flights = board.flights.iter();
-        let found = flights.rfind(|f| f.model == model);
-        found.map(|f| f.answer.clone())
+        let unloads = board.unloads.iter().filter(|(name, _)| name == model);
+        let load = board.flights.iter().rfind(|f| loads && f.model == model);
+        Ahead {
+            unloads: unloads.map(|(_, answer)| answer.clone()).collect(),
+            load: load.map(|f| f.answer.clone()),
+        }
     }
 
-    fn begin(&self, model: &str, files: Option<Fingerprint>, ahead: Option<Answer>) -> Begun {
+    fn begin(&self, model: &str, files: Option<Fingerprint>, ahead: Ahead) -> Begun {
         let (sender, answer) = watch::channel(None);
-        let wait = ahead.map(|answer| {
+        let wait = (!ahead.is_empty()).then(|| {
             let (sender, released) = watch::channel(());
-            (sender, Wait { answer, released })
+            (sender, Wait { ahead, released })
         });
         let (waits, wait) = wait.unzip();
         self.lock().flights.push(Flight {
@@ -123,8 +131,8 @@ impl Flights {
     }
 
     /// An unload of a model passes: the server carries it out behind the loads that were asked for
-    /// before, so a load that comes after it has to be a call of its own, and one that waits sets
-    /// off. What the unload has to wait for, so as not to overtake it.
+    /// before, so a load that comes after it has to be a call of its own, and one that waits for
+    /// another sets off. What the unload has to wait for, so as not to overtake it.
     pub(super) fn unloading(&self, model: &str) -> Option<Sent> {
         let mut board = self.lock();
         board.flights.retain(|f| f.model != model);
@@ -140,7 +148,8 @@ impl Flights {
     /// for it until then: each of them gets the answer of a load that began after he asked. `None`
     /// where the server has the model.
     ///
-    /// Where needless loads are made all the same, every one is, and at once.
+    /// Where needless loads are made all the same, every one is, and at once, but for an unload
+    /// that is under way.
     pub(super) async fn load<H, A, C>(
         &self,
         memory: &Memory,
@@ -191,9 +200,9 @@ impl Flights {
             }
             break;
         }
-        let ahead = self.ahead(model).filter(|_| memory.settings().coalesce);
+        let ahead = self.ahead(model, memory.settings().coalesce);
         // What waits finds the files of a later moment, at which nobody has looked at them.
-        let files = files.filter(|_| ahead.is_none());
+        let files = files.filter(|_| ahead.is_empty());
         let guard = memory.loading(model, files);
         let Begun { landing, wait } = self.begin(model, files, ahead);
         let (unsent, before) = self.lock().order.queue(model);
@@ -232,9 +241,9 @@ impl Flights {
         let (unsent, before) = self.lock().order.queue(model);
         let call = behind(before, call(unsent));
         let (sender, answer) = watch::channel(None);
-        // Nobody joins it.
+        self.lock().unloads.push((model.into(), answer.clone()));
         let landing = Landing {
-            flights: Flights::default(),
+            flights: self.clone(),
             answer: answer.clone(),
             sender,
         };
@@ -281,24 +290,43 @@ struct Begun {
     wait: Option<Wait>,
 }
 
-/// The wait for the end of the load ahead.
+/// What a load is behind.
+#[derive(Debug, Default)]
+struct Ahead {
+    unloads: Vec<Answer>,
+    load: Option<Answer>,
+}
+
+impl Ahead {
+    fn is_empty(&self) -> bool {
+        self.unloads.is_empty() && self.load.is_none()
+    }
+}
+
+/// The wait for the end of what is ahead.
 struct Wait {
-    answer: Answer,
+    ahead: Ahead,
     released: watch::Receiver<()>,
 }
 
 impl Wait {
-    /// However that ended, or because an unload must not wait behind it.
+    /// However that ended, or because an unload must not wait behind a load. It may wait behind
+    /// other unloads.
     async fn over(mut self) {
-        tokio::select! {
-            biased;
-            _ = self.answer.wait_for(Option::is_some) => {}
-            _ = self.released.changed() => {}
+        for mut unload in self.ahead.unloads {
+            let _ = unload.wait_for(Option::is_some).await;
+        }
+        if let Some(mut load) = self.ahead.load {
+            tokio::select! {
+                biased;
+                _ = load.wait_for(Option::is_some) => {}
+                _ = self.released.changed() => {}
+            }
         }
     }
 }
 
-/// Takes a flight off the list when it is over, however it ends.
+/// Takes a flight or an unload off the list when it is over, however it ends.
 struct Landing {
     flights: Flights,
     answer: Answer,
@@ -319,6 +347,7 @@ impl Drop for Landing {
         let answer = &self.answer;
         let mut board = self.flights.lock();
         board.flights.retain(|f| !f.answer.same_channel(answer));
+        board.unloads.retain(|(_, a)| !a.same_channel(answer));
     }
 }
 

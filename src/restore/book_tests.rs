@@ -381,7 +381,10 @@ fn a_model_is_taken_anew_by_the_same_bounds_as_one_is_restored() {
     let (first, second) = (book.next(s(2)).unwrap(), book.next(s(2)).unwrap());
     let third = book.restoring().into_iter().map(|r| r.model);
     let third = third.collect::<Vec<_>>();
-    let third = third.iter().find(|m| **m != first && **m != second).unwrap();
+    let third = third
+        .iter()
+        .find(|m| **m != first && **m != second)
+        .unwrap();
     book.found(&first, s(3));
     book.next(s(3)).unwrap();
     book.found(third, s(4));

@@ -43,6 +43,8 @@ struct Truth {
     /// The files as they are.
     disk: u64,
     starts: usize,
+    /// Unloads that have reached the server and are not done: it lists the model until they are.
+    unloading: usize,
     /// What the server did, in order, with the step.
     did: Vec<(usize, Did)>,
     /// The files of loads that are on their way to the server or back, where they are known.
@@ -122,6 +124,7 @@ impl World {
         let mut truth = self.truth();
         truth.has = None;
         truth.starts += 1;
+        truth.unloading = 0;
         truth.did.push((now, Did::Restart));
         drop(truth);
         self.memory.server_restarted();
@@ -129,7 +132,8 @@ impl World {
 
     /// A load or unload, as the server takes it: it reaches it, is done there, is answered. The
     /// answer gets lost where the server is restarted meanwhile. Calls through the relay reach it in
-    /// the order in which they were made, those of the shim's own at any time.
+    /// the order in which they were made, those of the shim's own at any time. An unload takes its
+    /// time, and a load that reaches the server meanwhile fails.
     async fn done(self, load: bool, unsent: Option<Unsent>, files: Option<u64>) -> bool {
         let start = {
             let mut truth = self.truth();
@@ -147,19 +151,33 @@ impl World {
         if unsent.is_none() || opens {
             yields().await;
         }
-        let here = {
+        let (here, later) = {
             let now = self.now();
             let mut truth = self.truth();
-            let here = truth.starts == start && !(load && truth.refuses);
-            if here {
+            let fails = load && (truth.refuses || truth.unloading > 0);
+            let here = truth.starts == start && !fails;
+            let later = here && !load && truth.has.is_some();
+            if later {
+                truth.unloading += 1;
+            } else if here {
                 let disk = truth.disk;
                 truth.has = load.then_some(disk);
                 let did = if load { Did::Load(disk) } else { Did::Unload };
                 truth.did.push((now, did));
             }
-            here
+            (here, later)
         };
         drop(unsent);
+        if later {
+            yields().await;
+            let now = self.now();
+            let mut truth = self.truth();
+            if truth.starts == start {
+                truth.unloading -= 1;
+                truth.has = None;
+                truth.did.push((now, Did::Unload));
+            }
+        }
         yields().await;
         let mut truth = self.truth();
         if load {
@@ -256,6 +274,7 @@ impl World {
             self.flights.lock().flights.is_empty(),
             "a flight is left: {said}"
         );
+        assert!(self.flights.lock().unloads.is_empty(), "{said}");
         assert_eq!(self.memory.calls(M), 0, "a call is left: {said}");
         assert_eq!(self.drain.running(), 0, "work is left: {said}");
         let restarted = truth.did.iter().any(|(_, d)| *d == Did::Restart);
@@ -279,6 +298,14 @@ impl World {
                 has && (restarted || done.count() >= behind.count())
             });
             assert!(held, "a load is answered that did not happen: {said}");
+        }
+        // Nothing but what comes meanwhile makes a load fail.
+        for load in truth.asked.iter().filter(|a| !a.unload && !a.ok) {
+            let meanwhile = |a: &&Asked| a.unload && a.from >= load.from;
+            assert!(
+                restarted || truth.refuses || truth.asked.iter().any(|a| meanwhile(&a)),
+                "a load has failed: {said}"
+            );
         }
         // Of files that nobody can compare each is answered by a load that began after he asked.
         for load in truth.asked.iter().filter(|a| !a.unload && !a.known && a.ok) {
@@ -383,7 +410,9 @@ fn two_loads_of_one_model_are_one_and_both_are_answered() {
 fn a_load_that_breaks_off_is_made_once_more_for_all_who_waited_for_it() {
     tried("broken off", |stage, seed| {
         let world = World::new(stage, seed);
-        let broken = world.flights.begin(M, Some(Fingerprint::number(1)), None);
+        let broken = world
+            .flights
+            .begin(M, Some(Fingerprint::number(1)), Ahead::default());
         stage.task("broken", async move { drop(broken) });
         stage.task("first", world.clone().load(1));
         stage.task("second", world.clone().load(1));
@@ -423,6 +452,36 @@ fn a_load_behind_an_unload_is_a_call_of_its_own() {
                 }
             })
             .await;
+        });
+        world
+    });
+}
+
+#[test]
+fn a_load_does_not_reach_a_server_that_still_unloads_the_model() {
+    for coalesce in [true, false] {
+        tried_with(coalesce, "unload and load", |stage, seed| {
+            let world = World::new(stage, seed).loaded_before(1);
+            stage.task("unload", world.clone().unload());
+            stage.task("load", world.clone().load(1));
+            world
+        });
+    }
+    tried("a caller of an unload that goes away", |stage, seed| {
+        let world = World::new(stage, seed).loaded_before(1);
+        stage.task("unload", world.clone().unload());
+        let killer = stage.clone();
+        stage.task("gone", async move { killer.kill("unload") });
+        stage.task("load", world.clone().load(1));
+        world
+    });
+    tried("unload, load, unload in one breath", |stage, seed| {
+        let world = World::new(stage, seed).loaded_before(1);
+        world.truth().in_order = true;
+        let owner = world.clone();
+        stage.task("owner", async move {
+            let unload = || owner.clone().unload();
+            tokio::join!(biased; unload(), owner.clone().load(1), unload());
         });
         world
     });
