@@ -120,6 +120,10 @@ fn response(input: &[u8], to_head: bool) {
         BodyEnd::Length(_) => {}
         BodyEnd::Chunks | BodyEnd::Close => assert_eq!(codings.len(), 1),
     }
+    // An answer of as many lines as are read may go on with one more, which says where it ends.
+    if headers.len() > 100 {
+        return;
+    }
     // What goes on has one meaning, and the same.
     let again = match end {
         BodyEnd::Close => BodyEnd::Chunks,
