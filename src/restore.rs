@@ -250,7 +250,18 @@ impl Memory {
         look.await.unwrap_or(None)
     }
 
-    /// Whether the shim itself is loading the model.
+    /// Takes a model whose load was cut off, to unload it; loads of it over gRPC wait until the
+    /// guard is dropped. `None` where its owner or the shim is at it already.
+    pub(crate) fn putting_out(&self, model: &str) -> Option<PuttingOut> {
+        let takes = self.change(|book, now| book.put_out_begins(model, now));
+        takes.then(|| PuttingOut {
+            memory: self.clone(),
+            model: model.into(),
+            unloads: false,
+        })
+    }
+
+    /// Whether the shim itself is loading or unloading the model.
     pub fn is_restoring(&self, model: &str) -> bool {
         self.book().is_running(model)
     }
@@ -275,7 +286,7 @@ impl Memory {
         self.book().any_left(self.now())
     }
 
-    /// Completes when the shim itself is not loading the model.
+    /// Completes when the shim itself is not loading or unloading the model.
     pub async fn until_not_restoring(&self, model: &str) {
         let mut changes = self.0.changes.subscribe();
         while self.is_restoring(model) {
@@ -467,6 +478,30 @@ impl Drop for Unloading {
     fn drop(&mut self) {
         self.memory
             .change(|book, now| book.unload_ended(&self.model, now));
+    }
+}
+
+/// A model in the shim's hands whose load was cut off.
+#[derive(Debug)]
+pub(crate) struct PuttingOut {
+    memory: Memory,
+    model: String,
+    unloads: bool,
+}
+
+impl PuttingOut {
+    /// The unload sets off. False where the model's owner is at it.
+    fn sets_off(&mut self) -> bool {
+        self.unloads = self.memory.book().may_put_out(&self.model);
+        self.unloads
+    }
+}
+
+impl Drop for PuttingOut {
+    fn drop(&mut self) {
+        let unloaded = self.unloads;
+        self.memory
+            .change(|book, now| book.put_out_ended(&self.model, unloaded, now));
     }
 }
 

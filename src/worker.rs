@@ -174,15 +174,25 @@ impl Worker {
 
     /// An inference was answered with a result.
     pub fn worked(&self) {
-        self.forget();
+        self.0.seen.send_if_modified(|seen| {
+            let mut known = seen.passive != Passive::default();
+            seen.passive = Passive::default();
+            if let Some(canary) = seen.canary.as_mut().filter(|c| c.failures > 0) {
+                canary.contradicted();
+                known = true;
+            }
+            known
+        });
     }
 
     /// What was answered so far says nothing any more: it came from another process.
     pub fn forget(&self) {
         self.0.seen.send_if_modified(|seen| {
-            let known = seen.passive != Passive::default();
+            let known = seen.passive != Passive::default() || !seen.lost.is_empty();
             seen.passive = Passive::default();
-            known
+            seen.lost.clear();
+            let failed = seen.canary.as_mut().is_some_and(Canary::forget);
+            known || failed
         });
     }
 
@@ -298,6 +308,34 @@ mod tests {
         assert_eq!(passive.last - passive.first, PASSIVE_TIME);
         worker.worked();
         assert_eq!(seen.borrow().passive, Passive::default());
+    }
+
+    #[test]
+    fn a_result_ends_a_canarys_failures_and_another_process_all_that_was_seen_of_the_old_one() {
+        let worker = Worker::new(Clock::start());
+        let seen = worker.seen();
+        let failed = || {
+            worker.0.seen.send_modify(|seen| {
+                let canary = seen.canary.get_or_insert_default();
+                for at in [1, 2, 40] {
+                    canary.ended(canary::Answer::WorkerFailed("x".into()), s(at));
+                }
+                let model = "iris".into();
+                let since = s(1);
+                seen.lost = vec![Bad { model, since }];
+            });
+            assert!(seen.borrow().broken(s(40)).is_some());
+        };
+        failed();
+        worker.worked();
+        assert_eq!(seen.borrow().broken(s(40)), None);
+        let failures = seen.borrow().canary.as_ref().unwrap().failures;
+        assert_eq!((failures, seen.borrow().lost.len()), (0, 1));
+        failed();
+        worker.forget();
+        assert_eq!(seen.borrow().broken(s(40)), None);
+        assert!(seen.borrow().lost.is_empty());
+        assert_eq!(seen.borrow().canary, Some(Canary::default()));
     }
 
     #[test]

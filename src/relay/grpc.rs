@@ -175,6 +175,12 @@ async fn here(opening: Opening, context: &Context, marker: Marker, moved: Moved<
     }
 }
 
+/// Whether the server's worker answers this call: of the rest, and of health, its main process does.
+fn is_inference(path: &str) -> bool {
+    let method = path.strip_prefix("/inference.GRPCInferenceService/");
+    matches!(method, Some("ModelInfer" | "ModelStreamInfer"))
+}
+
 /// Not an async function: that would keep its arguments for as long as the connection is open.
 fn carry<'a>(
     opening: Opening,
@@ -190,6 +196,7 @@ fn carry<'a>(
         Far::Server(_) => context.in_flight.clone(),
         Far::Local(_) => InFlight::default(),
     };
+    let infers = is_inference(&opening.path);
     metrics.received.inc_by(opening.to_server.len() as u64);
     let splice = Splice {
         caller: opening.caller,
@@ -204,6 +211,7 @@ fn carry<'a>(
             pings: opening.pings,
             calls: opening.calls,
             opened,
+            infers,
         }),
         received: metrics.received.clone(),
         sent: metrics.sent.clone(),
@@ -222,7 +230,7 @@ impl From<Ended> for End {
 
 #[cfg(test)]
 mod tests {
-    use super::{carry, is_control, serve};
+    use super::{carry, is_control, is_inference, serve};
 
     /// The size of what a function's future keeps while it waits.
     fn of_one<A, F>(_: fn(A) -> F) -> usize {
@@ -254,6 +262,7 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(is_control(path), control, "{path}");
+            assert_eq!(is_inference(path), path.ends_with("ModelInfer"), "{path}");
         }
     }
 }

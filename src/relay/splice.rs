@@ -153,18 +153,22 @@ pub struct Http2 {
     pub in_flight: InFlight,
     /// Told whether any call is open: only an idle connection gives way to another.
     pub marker: Option<Marker>,
+    /// Whether what comes back are results of the server's worker.
+    pub infers: bool,
 }
 
 /// The calls of one connection, which count as running until they or the connection end.
 struct Running {
+    infers: bool,
     calls: Calls,
     in_flight: InFlight,
     marker: Option<Marker>,
 }
 
 impl Running {
-    fn new(calls: Calls, in_flight: InFlight, marker: Option<Marker>) -> Self {
+    fn new(infers: bool, calls: Calls, in_flight: InFlight, marker: Option<Marker>) -> Self {
         let running = Running {
+            infers,
             calls,
             in_flight,
             marker,
@@ -238,12 +242,12 @@ impl Splice {
                 (
                     Some(h.from_caller),
                     Some(h.from_server),
-                    Running::new(h.calls, h.in_flight, h.marker),
+                    Running::new(h.infers, h.calls, h.in_flight, h.marker),
                     Some(h.opened),
                 )
             }
             None => {
-                let none = Running::new(Calls::default(), InFlight::default(), None);
+                let none = Running::new(false, Calls::default(), InFlight::default(), None);
                 (None, None, none, None)
             }
         };
@@ -296,7 +300,7 @@ impl Splice {
             let count = |head: &FrameHead| {
                 let mut running = lock();
                 // A call that fails ends without a piece of a message.
-                if head.is_data() {
+                if running.infers && head.is_data() {
                     running.in_flight.answered();
                 }
                 running.see(|calls| calls.from_server(head));

@@ -127,6 +127,25 @@ pub(crate) async fn put_anew(
     }
 }
 
+/// Unloads a model that is UNKNOWN because a load of it was cut off. `None` where it is so no more,
+/// or was left to its owner, who is at it.
+pub(crate) async fn put_out(
+    memory: &Memory,
+    model: &str,
+    server: &impl Serves,
+) -> Option<Result<(), String>> {
+    if memory.0.drain.has_begun() {
+        return None;
+    }
+    let mut held = memory.putting_out(model)?;
+    // Asked while no load of it may begin: what was known before may be long ago.
+    if server.has(model).await != Has::Loading || !held.sets_off() {
+        return None;
+    }
+    let _busy = memory.busy();
+    Some(server.unload(model).await)
+}
+
 /// Loads a model that counts as running, and waits for its owner where he is at it as well. What
 /// became of it, and the server's error.
 async fn load(

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use super::files::Fingerprint;
 
+mod putting_out;
+
 /// Loads of the shim's own at one time. The server's main loop freezes while it imports, and its
 /// workers serve everybody else; two, so that one that hangs does not keep back all others.
 pub const AT_ONCE: usize = 2;
@@ -89,6 +91,11 @@ struct Entry {
     unloads: u64,
     /// When the caller of a load over HTTP had gone, with which the server goes on.
     left: Option<Duration>,
+    /// The shim is unloading it, since a load of it was cut off.
+    putting_out: bool,
+    /// It has, and nobody has loaded it since: that it is not in memory says nothing of what its
+    /// owner wants.
+    put_out: bool,
     /// The last load that succeeded.
     loaded: Option<Loaded>,
     stage: Stage,
@@ -104,7 +111,17 @@ struct Entry {
 
 impl Entry {
     fn is_of_use(&self) -> bool {
-        self.wanted || self.calls > 0 || self.stage == Stage::Running || self.left.is_some()
+        self.wanted || self.is_at_work() || self.left.is_some()
+    }
+
+    /// Whether a call of its owner's or of the shim's own is under way.
+    fn is_at_work(&self) -> bool {
+        self.calls > 0 || self.is_shims()
+    }
+
+    /// Whether the shim is at it.
+    fn is_shims(&self) -> bool {
+        self.stage == Stage::Running || self.putting_out
     }
 
     /// From when on it may be looked at, with this beside it.
@@ -116,7 +133,8 @@ impl Entry {
             0 => place.unfailed,
             _ => place.failed,
         };
-        (self.wanted && self.calls == 0 && !place.full).then_some(at.max(beside))
+        let free = self.calls == 0 && !self.putting_out;
+        (self.wanted && free && !place.full).then_some(at.max(beside))
     }
 
     fn starts(&mut self, now: Duration) {
@@ -219,6 +237,7 @@ impl Book {
                     continue;
                 }
                 entry.gone = None;
+                entry.put_out = false;
                 if !entry.wanted {
                     entry.wanted = true;
                     entry.since = asked;
@@ -231,7 +250,8 @@ impl Book {
                 .get(name.as_str())
                 .is_some_and(|s| *s == "UNAVAILABLE");
             // Nor is a model that is only not back yet.
-            let settled = entry.calls == 0 && entry.stage == Stage::Nothing;
+            let ours = entry.putting_out || entry.put_out;
+            let settled = entry.calls == 0 && entry.stage == Stage::Nothing && !ours;
             if entry.wanted && not_in_memory && entry.changed < asked && settled {
                 entry.gone.get_or_insert(asked);
             }
@@ -307,6 +327,7 @@ impl Book {
             entry.wanted = true;
             entry.since = now;
             entry.gone = None;
+            entry.put_out = false;
             entry.loaded = loaded;
             entry.left = None;
             entry.failures = 0;
@@ -391,7 +412,7 @@ impl Book {
     pub fn agent_starts(&mut self) {
         self.told.clear();
         for entry in self.entries.values_mut() {
-            if matches!(entry.stage, Stage::Due { .. } | Stage::GivenUp) {
+            if matches!(entry.stage, Stage::Due { .. } | Stage::GivenUp) || entry.put_out {
                 entry.wanted = false;
                 entry.stage = Stage::Nothing;
                 entry.loaded = None;
@@ -475,7 +496,7 @@ impl Book {
             return false;
         }
         let entry = self.entries.get_mut(name);
-        let free = |e: &&mut Entry| e.wanted && e.calls == 0 && e.stage == Stage::Nothing;
+        let free = |e: &&mut Entry| e.wanted && !e.is_at_work() && e.stage == Stage::Nothing;
         let Some(entry) = entry.filter(free) else {
             return false;
         };
@@ -557,6 +578,7 @@ impl Book {
             }
             Ok(loaded) => {
                 entry.changed = now;
+                entry.put_out = false;
                 entry.loaded = Some(loaded);
                 entry.failures = 0;
                 entry.error = None;
@@ -605,16 +627,15 @@ impl Book {
         loaded.files.as_ref() == Some(files) && now.saturating_sub(proven) <= trust
     }
 
-    /// Whether the shim is loading the model just now.
+    /// Whether the shim is loading or unloading the model just now.
     pub fn is_running(&self, name: &str) -> bool {
-        let entry = self.entries.get(name);
-        entry.is_some_and(|e| e.stage == Stage::Running)
+        self.entries.get(name).is_some_and(Entry::is_shims)
     }
 
     /// Callers' loads and unloads of the model under way, and the shim's own.
     pub fn calls(&self, name: &str) -> usize {
         let entry = self.entries.get(name);
-        entry.map_or(0, |e| e.calls + usize::from(e.stage == Stage::Running))
+        entry.map_or(0, |e| e.calls + usize::from(e.is_shims()))
     }
 
     /// Whether a load of the model goes on in the server although its caller has gone.
@@ -629,7 +650,7 @@ impl Book {
 
     /// Whether any model is being loaded or unloaded.
     pub fn is_changing(&self, now: Duration) -> bool {
-        let changes = |e: &Entry| e.calls > 0 || e.stage == Stage::Running || e.is_left(now);
+        let changes = |e: &Entry| e.is_at_work() || e.is_left(now);
         self.entries.values().any(changes)
     }
 

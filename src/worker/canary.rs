@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{FAILURES, HELD_UP, HUNG, PATIENCE};
+use super::{FAILURES, HELD_UP, HUNG, PASSIVE_FRESH, PATIENCE};
 
 /// How one canary ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +58,8 @@ const LATE: Duration = Duration::from_secs(5);
 pub struct Silence {
     since: Option<Duration>,
     answers: u64,
+    /// How many there were when something else was shown last.
+    before: u64,
 }
 
 impl Silence {
@@ -79,9 +81,15 @@ impl Silence {
         self.since
     }
 
-    /// Something else has shown that the worker answers.
+    /// Whether an inference was answered since something else was shown.
+    pub fn was_broken(&self) -> bool {
+        self.answers != self.before
+    }
+
+    /// Something else has shown whether the worker answers.
     pub fn ends(&mut self) {
         self.since = None;
+        self.before = self.answers;
     }
 }
 
@@ -103,6 +111,8 @@ pub struct Canary {
     pub failures: u32,
     /// When the first of those ended.
     pub failing: Option<Duration>,
+    /// Since when nothing more was heard of the worker, neither good nor bad.
+    doubted: Option<Duration>,
     /// Why none is sent at the moment.
     pub skipped: Option<&'static str>,
 }
@@ -133,18 +143,46 @@ impl Canary {
             Answer::WorkerFailed(_) => {
                 self.failures += 1;
                 self.failing.get_or_insert(now);
+                self.doubted = None;
             }
             // A refusal came from a worker, or from before it: no news.
-            Answer::Refused(_) | Answer::Broken => {}
-            Answer::Worked | Answer::Lost => {
-                self.failures = 0;
-                self.failing = None;
-            }
+            Answer::Refused(_) | Answer::Broken => self.no_news(now),
+            Answer::Worked | Answer::Lost => self.contradicted(),
         }
         if answer == Answer::Worked {
             self.worked = Some(now);
         }
         self.last = Some((answer, now));
+    }
+
+    /// None is sent, for this reason.
+    pub fn skipped(&mut self, why: &'static str, now: Duration) {
+        self.skipped = Some(why);
+        self.no_news(now);
+    }
+
+    /// The failures are believed for a while only without another one.
+    fn no_news(&mut self, now: Duration) {
+        let since = *self.doubted.get_or_insert(now);
+        if now.saturating_sub(since) > PASSIVE_FRESH {
+            self.forget();
+        }
+    }
+
+    /// An inference of somebody else's was seen to work.
+    pub fn contradicted(&mut self) {
+        self.failures = 0;
+        self.failing = None;
+        self.doubted = None;
+    }
+
+    /// What failed says nothing any more. True where anything had.
+    pub fn forget(&mut self) -> bool {
+        let failed = matches!(&self.last, Some((Answer::WorkerFailed(_), _)));
+        let known = failed || self.failures > 0;
+        self.last.take_if(|_| failed);
+        self.contradicted();
+        known
     }
 
     /// Why every inference fails, as far as a canary can tell.
@@ -248,6 +286,32 @@ mod tests {
     }
 
     #[test]
+    fn failures_that_no_canary_can_contradict_are_forgotten() {
+        let failed = || {
+            let mut canary = Canary::default();
+            for at in [1, 2, 40] {
+                canary.ended(Answer::WorkerFailed("x".into()), s(at));
+            }
+            canary
+        };
+        let long = s(50) + PASSIVE_FRESH;
+        let mut canary = failed();
+        canary.skipped("no moment", s(50));
+        canary.skipped("no moment", long);
+        assert!(canary.broken(long).is_some());
+        canary.skipped("no moment", long + s(1));
+        assert_eq!((canary.broken(long + s(1)), canary.said()), (None, None));
+        let mut canary = failed();
+        canary.skipped("no moment", s(50));
+        canary.ended(Answer::WorkerFailed("x".into()), s(60));
+        canary.ended(Answer::Refused("422".into()), long);
+        assert!(canary.broken(long).is_some(), "told anew in between");
+        let late = long + PASSIVE_FRESH + s(1);
+        canary.ended(Answer::Refused("422".into()), late);
+        assert_eq!((canary.broken(late), canary.said()), (None, Some("422")));
+    }
+
+    #[test]
     fn what_a_load_or_another_answer_explains_is_not_held_against_the_worker() {
         let mut canary = Canary::default();
         canary.ended(Answer::Worked, s(1));
@@ -301,5 +365,11 @@ mod tests {
         silence.ends();
         silence.look(s(91), 1, 1, false);
         assert_eq!(silence.since(), Some(s(91)));
+        assert!(!silence.was_broken());
+        silence.look(s(92), 1, 2, false);
+        silence.look(s(99), 1, 2, false);
+        assert!(silence.was_broken(), "since the end");
+        silence.ends();
+        assert!(!silence.was_broken());
     }
 }

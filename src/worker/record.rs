@@ -62,7 +62,9 @@ impl Workers {
 /// The record of one server.
 #[derive(Debug, Clone, Default)]
 pub struct Record {
-    main: Option<Name>,
+    main: Option<Process>,
+    /// The last look has not found it, although it lives.
+    unseen: bool,
     /// Main processes so far.
     starts: u64,
     /// The workers of the last look, and when each was first seen.
@@ -88,19 +90,27 @@ impl Record {
         lives: impl Fn(&Process) -> bool,
     ) {
         self.orphans.retain(|orphan| lives(orphan));
+        self.unseen = server.is_none();
         let Some(server) = server else {
-            // Without a main process there is nothing whose workers they could be.
-            if self.main.is_some() {
-                self.leave(&lives, None);
+            match &self.main {
+                // It could only not be told from others: what it has is there at the next look.
+                Some(main) if lives(main) => {
+                    self.missing = None;
+                    self.looping = None;
+                }
+                // Without a main process there is nothing whose workers they could be.
+                Some(_) => self.leave(&lives, None),
+                None => {}
             }
             return;
         };
-        let main = name(&server.main);
-        if self.main != Some(main) {
+        if self.is_new(server) {
             self.leave(&lives, Some(server));
-            self.main = Some(main);
+            self.main = Some(server.main.clone());
             self.starts += 1;
         }
+        let owned = |p: &Process| server.children.iter().any(|c| name(c) == name(p));
+        self.orphans.retain(|orphan| !owned(orphan));
         let now = server.children.iter().filter(|p| p.role == Role::Worker);
         let now: BTreeMap<Name, &Process> = now.map(|p| (name(p), p)).collect();
         let before = self.workers.len();
@@ -147,7 +157,7 @@ impl Record {
 
     /// Whether this main process is another one than at the last look.
     pub fn is_new(&self, server: &Server) -> bool {
-        self.main != Some(name(&server.main))
+        self.main.as_ref().map(name) != Some(name(&server.main))
     }
 
     /// Workers that a main process had left behind before the first look at the one of now.
@@ -167,10 +177,13 @@ impl Record {
 
     /// How the workers stand.
     pub fn workers(&self) -> Workers {
+        if self.unseen {
+            return Workers::Unseen;
+        }
         if let Some(since) = self.looping {
             return Workers::Looping { since };
         }
-        match (self.main, self.missing, self.expected) {
+        match (&self.main, self.missing, self.expected) {
             (None, ..) => Workers::Unseen,
             (_, Some(since), _) => Workers::Missing { since },
             (_, None, false) => Workers::NoneYet,
@@ -295,6 +308,35 @@ mod tests {
         record.look(s(3), None, |_| false);
         record.look(s(4), Some(&server(20, &[])), |_| false);
         assert_eq!(record.starts(), 2);
+    }
+
+    #[test]
+    fn a_look_that_does_not_find_the_main_process_which_lives_makes_no_orphans_and_no_restart() {
+        let mut record = Record::default();
+        let all = |_: &Process| true;
+        record.look(s(1), Some(&server(10, &[11])), all);
+        record.look(s(2), None, all);
+        assert_eq!(record.workers(), Workers::Unseen);
+        assert!(record.orphans().is_empty());
+        record.look(s(3), Some(&server(10, &[11])), all);
+        assert_eq!((record.orphans(), record.starts()), (vec![], 1));
+        // What ended unseen is an exit, and its lack counts from when it is seen.
+        record.look(s(4), Some(&server(10, &[])), |p| p.pid == 10);
+        record.look(s(90), None, |p| p.pid == 10);
+        record.look(s(91), Some(&server(10, &[])), |p| p.pid == 10);
+        assert_eq!(record.workers(), Workers::Missing { since: s(91) });
+        assert_eq!((record.exits(), record.starts()), (1, 1));
+    }
+
+    #[test]
+    fn a_worker_of_the_main_process_is_no_orphan_whatever_was_said_before() {
+        let mut record = Record::default();
+        record.look(s(1), Some(&server(10, &[11])), |_| true);
+        // Not even the main process was seen to live.
+        record.look(s(2), None, |p| p.pid == 11);
+        assert_eq!(record.orphans(), [11]);
+        record.look(s(3), Some(&server(10, &[11])), |_| true);
+        assert!(record.orphans().is_empty());
     }
 
     #[test]

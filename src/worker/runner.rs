@@ -178,13 +178,12 @@ impl Runner {
                     if answer == Answer::Lost {
                         self.lost(&server, &canary.model).await;
                     } else {
-                        let seen = &self.parts.worker.0.seen;
-                        seen.send_modify(|seen| seen.lost.retain(|l| l.model != canary.model));
+                        self.not_lost(&canary.model);
                     }
                 }
                 Err(why) => {
                     self.series.canary("skipped");
-                    self.with_canary(|canary, _| canary.skipped = Some(why));
+                    self.with_canary(|canary, now| canary.skipped(why, now));
                 }
             }
         }
@@ -246,8 +245,17 @@ impl Runner {
         }
         match server.has(&canary.model).await {
             Has::Ready => {}
-            Has::Not => return Err("its model is not loaded"),
-            Has::Loading | Has::Unclear => return Err("its model is not ready"),
+            Has::Not => {
+                // No canary will say that the worker works again.
+                self.with_canary(|canary, _| _ = canary.forget());
+                self.not_lost(&canary.model);
+                return Err("its model is not loaded");
+            }
+            Has::Loading => {
+                self.not_lost(&canary.model);
+                return Err("its model is not ready");
+            }
+            Has::Unclear => return Err("its model is not ready"),
         }
         // Last, since the questions took time.
         self.look(silence);
@@ -256,6 +264,10 @@ impl Runner {
         }
         let patient = |since| self.now().saturating_sub(since) < self.patience;
         if silence.since().is_some_and(patient) {
+            if silence.was_broken() {
+                // A result has come since the last canary.
+                self.with_canary(|canary, _| _ = canary.forget());
+            }
             return Err("inferences are under way");
         }
         Ok((server, body))
@@ -306,6 +318,7 @@ impl Runner {
                 self.with_canary(Canary::excused);
             }
         };
+        self.look(silence);
         silence.ends();
         self.series.canary(answer.as_str());
         let kept = answer.clone();

@@ -118,6 +118,42 @@ async fn what_the_workers_do_is_seen_within_a_second_however_long_nothing_happen
     assert!(took <= LOOK + Duration::from_millis(10), "{took:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_seen_of_a_process_goes_with_it() {
+    let tree = Tree::new();
+    tree.process(10, 1, "mlserver", &MAIN);
+    let observed = Observed {
+        server: process::find(tree.path(), &[]).ok(),
+        ..Observed::default()
+    };
+    let (_keep, observed) = watch::channel(Arc::new(observed));
+    let server = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
+    let view = watch::channel(view(&server, true)).1;
+    let runner = runner(tree.path().into(), view, observed, None);
+    let worker = runner.parts.worker.clone();
+    let mut seen = worker.seen();
+    tokio::spawn(async move { runner.processes().await });
+    let known = |w: &Workers| *w == Workers::NoneYet;
+    until(&mut seen, known).await;
+    sleep(3 * LOOK).await;
+    worker.0.seen.send_modify(|seen| {
+        let canary = seen.canary.get_or_insert_default();
+        canary.ended(Answer::WorkerFailed("x".into()), Duration::ZERO);
+        seen.lost.push(crate::worker::Bad {
+            model: "iris".into(),
+            since: Duration::ZERO,
+        });
+    });
+    sleep(3 * LOOK).await;
+    assert_eq!(seen.borrow().lost.len(), 1, "it is the same");
+    gone(&tree, 10);
+    tree.process(20, 1, "mlserver", &MAIN);
+    sleep(3 * LOOK).await;
+    let seen = seen.borrow();
+    assert_eq!(seen.canary.as_ref().unwrap().failures, 0);
+    assert!(seen.lost.is_empty());
+}
+
 const INFER: &str = "/v2/models/iris/infer";
 
 /// The server is up, or refuses.
@@ -288,4 +324,86 @@ async fn a_canary_ends_with_the_server_although_its_connection_does_not() {
     canaries.view.send_replace(view(&canaries.server, false));
     let ended = canaries.until("its end", |c| c.outstanding.is_none()).await;
     assert_eq!(ended.last.unwrap().0, Answer::Broken);
+}
+
+#[tokio::test]
+async fn what_a_canary_has_said_ends_with_its_model() {
+    let mut canaries = Canaries::begin("unloaded").await;
+    canaries.server.set_worker_dead(true);
+    canaries.until("failures", |c| c.failures >= 3).await;
+    canaries
+        .server
+        .set_models([("iris", "v1", "UNAVAILABLE"), ("iris_2", "v1", "READY")]);
+    let not = Some("its model is not loaded");
+    let seen = canaries.until("a skip", |c| c.skipped == not).await;
+    assert_eq!((seen.failures, seen.failing, seen.last), (0, None, None));
+
+    canaries.server.set_worker_dead(false);
+    canaries.server.set_models([("iris", "v1", "READY")]);
+    canaries.server.set_lost(["iris"]);
+    let mut seen = canaries.seen.clone();
+    let named = async |seen: &mut watch::Receiver<_>, lost: usize| {
+        let named = seen.wait_for(|seen: &crate::worker::WorkerSeen| seen.lost.len() == lost);
+        let named = tokio::time::timeout(Duration::from_secs(30), named).await;
+        assert!(named.is_ok(), "not within 30 s: {lost}");
+    };
+    for gone in ["UNAVAILABLE", "UNKNOWN"] {
+        named(&mut seen, 1).await;
+        canaries.server.set_models([("iris", "v1", gone)]);
+        named(&mut seen, 0).await;
+        canaries.server.set_models([("iris", "v1", "READY")]);
+    }
+}
+
+#[tokio::test]
+async fn a_canarys_failures_end_with_a_result_of_inferences_that_keep_it_back() {
+    let mut canaries = Canaries::begin("busy").await;
+    canaries.server.set_worker_dead(true);
+    canaries.until("failures", |c| c.failures >= 3).await;
+    let calls = canaries.in_flight.clone();
+    let _running = calls.one();
+    let busy = Some("inferences are under way");
+    let seen = canaries.until("a skip", |c| c.skipped == busy).await;
+    assert!(seen.failures >= 3, "none was answered");
+    calls.answered();
+    canaries.until("their end", |c| c.failures == 0).await;
+}
+
+#[tokio::test]
+async fn no_model_is_unloaded_for_what_was_seen_before_another_one_was() {
+    let server = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
+    server.set_models([("a", "v1", "UNKNOWN"), ("b", "v1", "UNKNOWN")]);
+    let (_keep, view) = watch::channel(view(&server, true));
+    let observed = watch::channel(Arc::default()).1;
+    let mut runner = runner(PathBuf::new(), view, observed, None);
+    runner.parts.mend.stuck = true;
+    let index = |asked: u64, models: &[&str]| Inventory {
+        asked_at: Some(Duration::from_secs(asked)),
+        models: models
+            .iter()
+            .map(|name| crate::models::Model {
+                name: name.to_string(),
+                version: String::new(),
+                state: "UNKNOWN".into(),
+                reason: String::new(),
+            })
+            .collect(),
+        ..Inventory::default()
+    };
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(100)).await;
+    tokio::time::resume();
+    let mut unknown = crate::worker::stuck::Unknown::default();
+    unknown.look(&index(1, &[]), Duration::from_secs(1), |_| 0);
+    unknown.look(&index(2, &["a", "b"]), Duration::from_secs(2), |_| 0);
+    let asking = Asking::new(runner.parts.client.clone(), server.http());
+    let stuck = unknown.old(runner.now());
+    assert_eq!(stuck.len(), 2);
+    runner.mend_stuck(&asking, &stuck, &mut unknown).await;
+    // The unload of one may take long, and its owner loads the other one meanwhile.
+    server.set_models([("a", "v1", "UNAVAILABLE"), ("b", "v1", "READY")]);
+    unknown.look(&index(200, &["b"]), Duration::from_secs(200), |_| 0);
+    runner.mend_stuck(&asking, &stuck, &mut unknown).await;
+    let unloads = |model: &str| server.calls_to(&format!("/v2/repository/models/{model}/unload"));
+    assert_eq!((unloads("a").len(), unloads("b").len()), (1, 0));
 }

@@ -22,6 +22,9 @@ struct Since {
 pub(super) struct Unknown {
     models: BTreeMap<String, Since>,
     has_read: bool,
+    /// When the index was asked for, and when one of them was last mended.
+    asked: Option<Duration>,
+    mended: Option<Duration>,
 }
 
 impl Unknown {
@@ -44,6 +47,13 @@ impl Unknown {
             }
         }
         self.has_read |= index.asked_at.is_some();
+        self.asked = index.asked_at;
+    }
+
+    /// One of them was unloaded, which takes as long as the worker is busy: of the others nothing is
+    /// known before the next index.
+    pub(super) fn mended(&mut self, now: Duration) {
+        self.mended = Some(now);
     }
 
     /// Those that have been for long.
@@ -61,10 +71,14 @@ impl Unknown {
 
     /// Whether one of them may be unloaded: its load would be over, wherever it began.
     pub(super) fn may_mend(&self, model: &str, now: Duration) -> bool {
-        self.models.get(model).is_some_and(|since| {
-            let enough = if since.before { LONGEST } else { STUCK_MEND };
-            now.saturating_sub(since.at) >= enough
-        })
+        let is_known = self.asked > self.mended;
+        self.models
+            .get(model)
+            .filter(|_| is_known)
+            .is_some_and(|since| {
+                let enough = if since.before { LONGEST } else { STUCK_MEND };
+                now.saturating_sub(since.at) >= enough
+            })
     }
 }
 
@@ -106,6 +120,20 @@ mod tests {
         unknown.look(&index(90, &[]), s(90), |_| 0);
         unknown.look(&index(100, &["old"]), s(100), |_| 0);
         assert!(unknown.may_mend("old", s(160)));
+    }
+
+    #[test]
+    fn behind_an_unload_the_others_are_looked_at_anew() {
+        let mut unknown = Unknown::default();
+        unknown.look(&index(1, &[]), s(1), |_| 0);
+        unknown.look(&index(2, &["a", "b"]), s(2), |_| 0);
+        assert!(unknown.may_mend("a", s(70)) && unknown.may_mend("b", s(70)));
+        unknown.mended(s(110));
+        assert!(!unknown.may_mend("b", s(110)));
+        unknown.look(&index(109, &["b"]), s(111), |_| 0);
+        assert!(!unknown.may_mend("b", s(111)), "asked for before its end");
+        unknown.look(&index(112, &["b"]), s(112), |_| 0);
+        assert!(unknown.may_mend("b", s(112)));
     }
 
     #[test]

@@ -34,6 +34,7 @@ async fn splice() -> (Splice, TcpStream, TcpStream) {
         to_server: Vec::new(),
         to_caller: Vec::new(),
         http2: Some(Http2 {
+            infers: false,
             marker: None,
             from_caller: filter(true),
             from_server: filter(false),

@@ -10,7 +10,7 @@ use crate::drain::Drain;
 use crate::interleave::{Stage, in_every_order, yields};
 use crate::metrics::Metrics;
 use crate::restore::Settings;
-use crate::restore::back::{Serves, put_anew, put_back};
+use crate::restore::back::{Serves, put_anew, put_back, put_out};
 use crate::restore::server::Has;
 
 const M: &str = "m";
@@ -40,6 +40,8 @@ struct Truth {
     /// The files from which the server has the model, and had it at the beginning.
     has: Option<u64>,
     had: Option<u64>,
+    /// A load of it was cut off: UNKNOWN until the next load or unload.
+    cut: bool,
     /// The files as they are.
     disk: u64,
     starts: usize,
@@ -162,6 +164,7 @@ impl World {
             } else if here {
                 let disk = truth.disk;
                 truth.has = load.then_some(disk);
+                truth.cut = false;
                 let did = if load { Did::Load(disk) } else { Did::Unload };
                 truth.did.push((now, did));
             }
@@ -335,8 +338,10 @@ impl World {
 
 impl Serves for World {
     async fn has(&self, _: &str) -> Has {
+        let cut = self.truth().cut;
         match World::has(self).await {
             true => Has::Ready,
+            false if cut => Has::Loading,
             false => Has::Not,
         }
     }
@@ -625,6 +630,31 @@ fn a_model_that_is_mended_and_unloaded_meanwhile_is_not_left_in_memory() {
         let world = World::new(stage, seed).loaded_before(1);
         stage.task("mender", mended(&world));
         stage.task("owner", world.clone().load(2));
+        world
+    });
+}
+
+#[test]
+fn a_model_whose_load_was_cut_off_is_not_unloaded_behind_a_load_of_its_owners() {
+    let mended = |world: &World| {
+        world.truth().cut = true;
+        let world = world.clone();
+        async move {
+            put_out(&world.memory, M, &world).await;
+        }
+    };
+    for coalesce in [true, false] {
+        tried_with(coalesce, "put out and load", |stage, seed| {
+            let world = World::new(stage, seed);
+            stage.task("mender", mended(&world));
+            stage.task("owner", world.clone().load(1));
+            world
+        });
+    }
+    tried("put out and unload", |stage, seed| {
+        let world = World::new(stage, seed);
+        stage.task("mender", mended(&world));
+        stage.task("owner", world.clone().unload());
         world
     });
 }

@@ -62,3 +62,39 @@ async fn a_caller_that_does_not_stop_is_not_read_for_ever() {
     assert_ne!(ended.await, Ended::Caller);
     endless.await.unwrap();
 }
+
+/// The server's main process answers questions about models, however its worker stands.
+#[tokio::test]
+async fn only_on_a_connection_for_inference_is_data_a_sign_of_the_workers_life() {
+    const DATA: &[u8] = b"\0\0\x01\0\x01\0\0\0\x01x";
+    for infers in [true, false] {
+        let (mut caller, accepted) = connection().await;
+        let (mut far, near) = UnixStream::pair().unwrap();
+        let in_flight = InFlight::default();
+        let filter = || {
+            Filter::new(super::super::frames::LeaveOut {
+                acks: 0,
+                pings: false,
+            })
+        };
+        let mut splice = splice(accepted, Far::Local(near));
+        splice.http2 = Some(Http2 {
+            from_caller: filter(),
+            from_server: filter(),
+            pings: Vec::new(),
+            calls: Calls::default(),
+            opened: IntCounter::new("calls", "calls").unwrap(),
+            in_flight: in_flight.clone(),
+            marker: None,
+            infers,
+        });
+        let run = tokio::spawn(splice.run(std::future::pending()));
+        far.write_all(DATA).await.unwrap();
+        let mut heard = vec![0; DATA.len()];
+        caller.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, DATA);
+        assert_eq!(in_flight.answers(), u64::from(infers));
+        drop(caller);
+        run.await.unwrap();
+    }
+}

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::Runner;
 use crate::endpoint::Protocol;
-use crate::restore::back::put_anew;
+use crate::restore::back::{put_anew, put_out};
 use crate::restore::server::{Asking, Has, address};
 use crate::worker::Bad;
 use crate::worker::stuck::Unknown;
@@ -23,7 +23,11 @@ impl Runner {
     /// The worker does not have a model that the server calls READY.
     pub(super) async fn lost(&self, server: &Asking, model: &str) {
         // Unloaded in between, it was not lost.
-        if server.has(model).await != Has::Ready || self.parts.memory.calls(model) > 0 {
+        if server.has(model).await != Has::Ready {
+            self.not_lost(model);
+            return;
+        }
+        if self.parts.memory.calls(model) > 0 {
             return;
         }
         self.parts.memory.missed(model);
@@ -48,6 +52,15 @@ impl Runner {
         if let Some(outcome) = put_anew(&self.parts.memory, model, server).await {
             self.mended("lost", model, outcome);
         }
+    }
+
+    /// The worker has the model, or the server does not call it READY.
+    pub(super) fn not_lost(&self, model: &str) {
+        self.parts.worker.0.seen.send_if_modified(|seen| {
+            let before = seen.lost.len();
+            seen.lost.retain(|l| l.model != model);
+            seen.lost.len() < before
+        });
     }
 
     fn mended(&self, state: &'static str, model: &str, outcome: Result<(), String>) {
@@ -112,11 +125,12 @@ impl Runner {
                     stuck.push(bad);
                 }
             }
-            self.stuck(&server, stuck, &unknown).await;
+            self.tell_stuck(&stuck);
+            self.mend_stuck(&server, &stuck, &mut unknown).await;
         }
     }
 
-    async fn stuck(&self, server: &Asking, stuck: Vec<Bad>, unknown: &Unknown) {
+    fn tell_stuck(&self, stuck: &[Bad]) {
         let seen = &self.parts.worker.0.seen;
         let known: Vec<String> = seen
             .borrow()
@@ -133,21 +147,24 @@ impl Runner {
         }
         seen.send_if_modified(|seen| {
             let changed = seen.stuck != stuck;
-            seen.stuck.clone_from(&stuck);
+            seen.stuck = stuck.to_vec();
             changed
         });
+    }
+
+    /// Unloads what may be mended, where that is switched on.
+    pub(super) async fn mend_stuck(&self, server: &Asking, stuck: &[Bad], unknown: &mut Unknown) {
         if !self.parts.mend.stuck {
             return;
         }
-        let memory = &self.parts.memory;
-        for bad in &stuck {
-            let loads = memory.is_left(&bad.model) || memory.calls(&bad.model) > 0;
-            if loads || !unknown.may_mend(&bad.model, self.now()) {
+        for bad in stuck {
+            if !unknown.may_mend(&bad.model, self.now()) {
                 continue;
             }
-            let _busy = memory.busy();
-            let outcome = server.unload(&bad.model).await;
-            self.mended("stuck", &bad.model, outcome);
+            if let Some(outcome) = put_out(&self.parts.memory, &bad.model, server).await {
+                unknown.mended(self.now());
+                self.mended("stuck", &bad.model, outcome);
+            }
         }
     }
 }
