@@ -319,6 +319,11 @@ impl Memory {
         self.0.drain.busy()
     }
 
+    /// Whether the pod is to end, or calls of `/drain` wait.
+    pub fn drains(&self) -> bool {
+        self.0.drain.has_begun() || self.0.drain.is_called()
+    }
+
     /// Carries a call on whatever becomes of its caller. False where the shim is at its end.
     pub(crate) fn carry(&self, job: Job) -> bool {
         self.0.jobs.send(job).is_ok()

@@ -36,18 +36,21 @@ pub struct Mend {
     pub stuck: bool,
     /// A READY model that its worker has lost is unloaded and loaded.
     pub lost: bool,
+    /// A server in which every inference fails is ended, so that it is started again.
+    pub fatal: bool,
 }
 
 impl Mend {
-    /// `off`, `all`, or a list of `stuck` and `lost`.
+    /// `off`, `all`, or a list of `stuck`, `lost` and `fatal`.
     pub fn parse(text: &str) -> Option<Mend> {
-        let both = Mend {
+        let all = Mend {
             stuck: true,
             lost: true,
+            fatal: true,
         };
         match text {
             "off" => return Some(Mend::default()),
-            "all" => return Some(both),
+            "all" => return Some(all),
             _ => {}
         }
         let mut mend = Mend::default();
@@ -55,6 +58,7 @@ impl Mend {
             match name.trim() {
                 "stuck" => mend.stuck = true,
                 "lost" => mend.lost = true,
+                "fatal" => mend.fatal = true,
                 _ => return None,
             }
         }
@@ -62,12 +66,17 @@ impl Mend {
     }
 
     /// As it is written in the environment.
-    pub fn as_str(self) -> &'static str {
-        match (self.stuck, self.lost) {
-            (false, false) => "off",
-            (true, false) => "stuck",
-            (false, true) => "lost",
-            (true, true) => "all",
+    pub fn shown(self) -> String {
+        let named = [
+            (self.stuck, "stuck"),
+            (self.lost, "lost"),
+            (self.fatal, "fatal"),
+        ];
+        let on: Vec<&str> = named.iter().filter(|n| n.0).map(|n| n.1).collect();
+        match on.len() {
+            0 => "off".into(),
+            3 => "all".into(),
+            _ => on.join(","),
         }
     }
 }
@@ -81,13 +90,15 @@ mod tests {
         for (text, shown) in [
             ("off", "off"),
             ("all", "all"),
-            ("lost, stuck", "all"),
+            ("lost, stuck", "stuck,lost"),
+            ("fatal,lost,stuck", "all"),
+            ("fatal", "fatal"),
             ("stuck", "stuck"),
             ("lost", "lost"),
         ] {
-            assert_eq!(Mend::parse(text).unwrap().as_str(), shown);
+            assert_eq!(Mend::parse(text).unwrap().shown(), shown);
         }
-        for text in ["", "on", "true", "stuck,", "off,stuck", "fatal"] {
+        for text in ["", "on", "true", "stuck,", "off,stuck", "worker"] {
             assert_eq!(Mend::parse(text), None, "{text}");
         }
     }

@@ -31,6 +31,7 @@ use crate::restore::Memory;
 use crate::restore::server::{Asking, Has, address, reason};
 use crate::view::{Endpoint, Usable, View};
 
+mod fatal;
 mod mending;
 
 /// Time between two looks at the processes: a worker that dies at its start lives for 1.3 s to
@@ -98,6 +99,7 @@ impl Runner {
             () = self.processes() => {}
             () = self.canary() => {}
             () = self.models() => {}
+            () = self.fatal() => {}
         }
     }
 

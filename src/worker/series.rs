@@ -10,7 +10,7 @@ use crate::metrics::Metrics;
 /// How the workers stand, as it is exported.
 const STATES: [&str; 5] = ["unseen", "none-yet", "there", "missing", "looping"];
 /// What is mended.
-pub(super) const MENDED: [&str; 3] = ["stuck", "lost", "failed"];
+pub(super) const MENDED: [&str; 4] = ["stuck", "lost", "fatal", "failed"];
 
 #[derive(Debug, Clone)]
 pub(super) struct Series {

@@ -63,7 +63,7 @@ impl Runner {
         });
     }
 
-    fn mended(&self, state: &'static str, model: &str, outcome: Result<(), String>) {
+    pub(super) fn mended(&self, state: &'static str, model: &str, outcome: Result<(), String>) {
         match outcome {
             Ok(()) => {
                 tracing::info!(model, state, "mended a model");
