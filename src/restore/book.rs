@@ -213,11 +213,12 @@ impl Book {
                 let Some(entry) = self.entry(name) else {
                     continue;
                 };
-                if entry.changed >= asked && entry.changed > Duration::ZERO {
+                if entry.calls > 0 || entry.changed >= asked && entry.changed > Duration::ZERO {
                     continue;
                 }
                 entry.gone = None;
-                if !entry.wanted {
+                // One that runs and is not wanted is about to be unloaded by the shim.
+                if !entry.wanted && entry.stage != Stage::Running {
                     entry.wanted = true;
                     entry.since = asked;
                 }
@@ -508,6 +509,8 @@ impl Book {
     /// What runs is no longer to be loaded.
     pub fn ended(&mut self, name: &str, now: Duration) {
         if let Some(entry) = self.entries.get_mut(name) {
+            // An index from before may still show what has been unloaded meanwhile.
+            entry.changed = now;
             entry.stage = match std::mem::take(&mut entry.again) && entry.wanted {
                 true => Stage::Due { at: now },
                 false => Stage::Nothing,
