@@ -104,7 +104,7 @@ guard: release ## instructions a call and a probe, memory and size against bench
 	python3 benches/guard.py $(ARGS)
 
 # In a network namespace of its own where the machine lets it, so that packets can be dropped.
-soak: ## 10 minutes of load and faults at random; an hour: ARGS="--minutes 60"; again: ARGS="--seed N"
+soak: ## 10 minutes of load and faults at random, of kinds of its own; an hour: ARGS="--minutes 60"; again: ARGS="--seed N"
 	$(CARGO) build --locked --bin agent-shim --example soak
 	@run=target/debug/examples/soak; \
 	if unshare --net true 2>/dev/null; then \

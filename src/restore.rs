@@ -515,6 +515,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn of_what_the_agent_lists_as_much_is_restored_as_fits_in_its_order() {
+        let restored = |total| {
+            let settings = Settings {
+                restore: true,
+                coalesce: true,
+                models_dir: "/nonexistent".into(),
+            };
+            let (clock, drain) = (Clock::start(), Drain::default());
+            let (memory, _jobs) = Memory::new(settings, clock, drain, &Metrics::new());
+            let none = ["three", "eight", "five"].map(|name| (name, "UNAVAILABLE"));
+            memory.change(|book, now| book.index(none.into_iter(), now));
+            let held = [("three", 3), ("eight", 8), ("five", 5)].map(|(name, bytes)| Held {
+                name: name.into(),
+                bytes,
+            });
+            memory.listed(&held, total);
+            memory.restoring().into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(restored(8), ["five", "three"], "8 does not fit beside 3");
+        assert_eq!(restored(7), ["three"]);
+        assert_eq!(restored(16), ["eight", "five", "three"]);
+        assert_eq!(restored(0).len(), 3, "nobody knows how much there is");
+    }
+
+    #[test]
     fn an_index_that_is_asked_for_while_the_agent_is_subscribed_gives_nothing_up() {
         let settings = Settings {
             restore: true,

@@ -303,7 +303,7 @@ pub const VARIABLES: &[Variable] = &[
         name: "SHIM_CANARY_INTERVAL",
         default: "30s",
         accepts: "a duration of 1s or more, such as 30s or 2m",
-        effect: "time from the end of one such request to the next; none is sent while any inference runs",
+        effect: "time from the end of one such request to the next; none is sent while inferences run, until 60s have brought no result",
         show: |c| show(c.models.canary_interval),
     },
     Variable {

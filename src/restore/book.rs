@@ -238,7 +238,8 @@ impl Book {
                 }
                 entry.gone = None;
                 entry.put_out = false;
-                if !entry.wanted {
+                // One that runs and is not wanted is about to be unloaded by the shim.
+                if !entry.wanted && entry.stage != Stage::Running {
                     entry.wanted = true;
                     entry.since = asked;
                 }
@@ -531,6 +532,8 @@ impl Book {
     /// What runs is no longer to be loaded.
     pub fn ended(&mut self, name: &str, now: Duration) {
         if let Some(entry) = self.entries.get_mut(name) {
+            // An index from before may still show what has been unloaded meanwhile.
+            entry.changed = now;
             entry.stage = match std::mem::take(&mut entry.again) && entry.wanted {
                 true => Stage::Due { at: now },
                 false => Stage::Nothing,

@@ -1,5 +1,6 @@
 use super::*;
 use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
 
 fn s(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -435,126 +436,299 @@ fn a_load_that_its_caller_left_is_under_way_until_an_index_tells() {
 #[derive(Debug, Clone)]
 enum Step {
     Load(u8, bool),
-    Unload(u8),
+    UnloadBegins(u8),
+    UnloadEnds(u8),
     Restart,
+    /// The server says what it has; the shim hears it.
+    Asks,
     Index,
     AgentStarts,
     Next,
     Done(bool),
+    Undone,
     Pass(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (0u8..4, any::<bool>()).prop_map(|(m, ok)| Step::Load(m, ok)),
-        (0u8..4).prop_map(Step::Unload),
-        Just(Step::Restart),
-        Just(Step::Index),
-        Just(Step::AgentStarts),
-        Just(Step::Next),
-        Just(Step::Next),
-        any::<bool>().prop_map(Step::Done),
-        (1u8..60).prop_map(Step::Pass),
+        2 => (0u8..4, any::<bool>()).prop_map(|(m, ok)| Step::Load(m, ok)),
+        1 => (0u8..4).prop_map(Step::UnloadBegins),
+        1 => (0u8..4).prop_map(Step::UnloadEnds),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Asks),
+        1 => Just(Step::Index),
+        1 => Just(Step::AgentStarts),
+        2 => Just(Step::Next),
+        1 => any::<bool>().prop_map(Step::Done),
+        1 => Just(Step::Undone),
+        1 => (1u8..60).prop_map(Step::Pass),
     ]
+}
+
+/// What a load of the shim's own is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Loads,
+    /// It is loaded, and its owner's unload is under way.
+    Waits,
+    /// It is being unloaded again.
+    Undone,
+}
+
+/// The account, a server, and an oracle that knows only what callers have asked for.
+struct History {
+    book: Book,
+    now: Duration,
+    /// What the server has.
+    memory: [bool; 4],
+    /// What callers want in it: an index tells nothing that is not known here.
+    wanted: [bool; 4],
+    unloading: [bool; 4],
+    running: Vec<(usize, At)>,
+    failed: [u32; 4],
+    alone: [bool; 4],
+    started: [Duration; 4],
+    /// An index on its way to the shim.
+    said: Option<(Duration, [bool; 4])>,
+}
+
+fn named(m: usize) -> String {
+    format!("m{m}")
+}
+
+impl History {
+    fn new() -> Self {
+        History {
+            book: Book::default(),
+            now: s(1),
+            memory: [false; 4],
+            wanted: [false; 4],
+            unloading: [false; 4],
+            running: Vec::new(),
+            failed: [0; 4],
+            alone: [false; 4],
+            started: [s(0); 4],
+            said: None,
+        }
+    }
+
+    fn loaded(&self) -> Loaded {
+        Loaded {
+            at: self.now,
+            took: s(0),
+            files: None,
+        }
+    }
+
+    fn does(&mut self, step: Step) -> Result<(), TestCaseError> {
+        self.now += Duration::from_millis(10);
+        match step {
+            Step::Load(m, ok) => {
+                let m = usize::from(m);
+                // The server does one after the other.
+                self.unload_ends(m)?;
+                self.book.load_begins(&named(m), self.now);
+                self.now += Duration::from_millis(10);
+                let done = ok.then(|| self.loaded());
+                self.book.load_ended(&named(m), done, self.now);
+                // One that is being taken back is loaded by its owner when that is over.
+                if ok && !self.running.contains(&(m, At::Undone)) {
+                    self.memory[m] = true;
+                }
+                if ok {
+                    self.wanted[m] = true;
+                    self.failed[m] = 0;
+                }
+            }
+            Step::UnloadBegins(m) => {
+                let m = usize::from(m);
+                if !self.unloading[m] {
+                    self.book.unload_begins(&named(m), self.now);
+                    self.unloading[m] = true;
+                    self.wanted[m] = false;
+                    self.failed[m] = 0;
+                }
+            }
+            Step::UnloadEnds(m) => self.unload_ends(usize::from(m))?,
+            Step::Restart => {
+                self.memory = [false; 4];
+                self.said = None;
+                self.book.restarted(self.now, self.now);
+            }
+            Step::Asks => self.said = Some((self.now, self.memory)),
+            Step::Index => {
+                let (asked, memory) = self.said.take().unwrap_or((self.now, self.memory));
+                let state = |m: usize| if memory[m] { "READY" } else { "UNAVAILABLE" };
+                let names: Vec<String> = (0..4).map(named).collect();
+                let all = names.iter().enumerate();
+                self.book
+                    .index(all.map(|(m, n)| (n.as_str(), state(m))), asked);
+            }
+            Step::AgentStarts => {
+                let all = self.book.restoring();
+                self.book.agent_starts();
+                for r in all.iter().filter(|r| r.stage != Stage::Running) {
+                    let m = number(&r.model);
+                    self.wanted[m] = false;
+                    // It has been loaded after all: the agent finds it listed, and unloads it.
+                    if self.memory[m] {
+                        self.book.unload_begins(&r.model, self.now);
+                        self.book.unload_ended(&r.model, self.now);
+                        self.memory[m] = false;
+                    }
+                }
+            }
+            Step::Next => {
+                self.next()?;
+            }
+            Step::Done(ok) => {
+                let loads = self.running.iter().rposition(|(_, at)| *at == At::Loads);
+                if let Some(which) = loads {
+                    self.done(which, ok)?;
+                }
+            }
+            Step::Undone => self.undone(),
+            Step::Pass(n) => self.now += s(u64::from(n)),
+        }
+        Ok(())
+    }
+
+    fn unload_ends(&mut self, m: usize) -> Result<(), TestCaseError> {
+        if !std::mem::take(&mut self.unloading[m]) {
+            return Ok(());
+        }
+        self.memory[m] = false;
+        self.book.unload_ended(&named(m), self.now);
+        if let Some(waits) = self.running.iter_mut().find(|r| **r == (m, At::Waits)) {
+            prop_assert_eq!(self.book.settled(&named(m)), Some(Then::Undo));
+            // It may have come to the server before the load.
+            self.memory[m] = true;
+            waits.1 = At::Undone;
+        }
+        Ok(())
+    }
+
+    /// Whether there was one.
+    fn next(&mut self) -> Result<bool, TestCaseError> {
+        let Some(next) = self.book.next(self.now) else {
+            return Ok(false);
+        };
+        let m = number(&next);
+        prop_assert!(self.wanted[m], "{next} was unloaded");
+        prop_assert!(!self.running.iter().any(|(r, _)| *r == m));
+        self.alone[m] = self.failed[m] > 0;
+        self.started[m] = self.now;
+        for (r, _) in &self.running {
+            let apart = if self.alone[m] { APART } else { ALONE };
+            let long = self.now >= self.started[*r] + apart;
+            prop_assert!(long || !self.alone[m] && !self.alone[*r], "{m} beside {r}");
+        }
+        prop_assert!(self.running.len() < AT_ONCE);
+        // It is looked at first.
+        if self.memory[m] {
+            self.book.found(&next, self.now);
+            self.failed[m] = 0;
+        } else {
+            self.running.push((m, At::Loads));
+        }
+        Ok(true)
+    }
+
+    fn done(&mut self, which: usize, ok: bool) -> Result<(), TestCaseError> {
+        let m = self.running[which].0;
+        // What its owner has loaded meanwhile is there.
+        let ok = ok || self.memory[m];
+        let outcome = match ok {
+            true => Ok(self.loaded()),
+            false => Err("no".to_string()),
+        };
+        match self.book.load_done(&named(m), outcome, self.now) {
+            Then::Restored => {
+                prop_assert!(ok && self.wanted[m]);
+                self.memory[m] = true;
+                self.failed[m] = 0;
+            }
+            then @ (Then::Undo | Then::Wait) => {
+                prop_assert!(ok && !self.wanted[m]);
+                prop_assert_eq!(then == Then::Wait, self.unloading[m]);
+                self.memory[m] = true;
+                self.running[which].1 = match then {
+                    Then::Wait => At::Waits,
+                    _ => At::Undone,
+                };
+                return Ok(());
+            }
+            Then::Later if ok => {}
+            Then::Later => {
+                self.failed[m] += 1;
+                prop_assert!(self.failed[m] < TRIES);
+            }
+            Then::GivenUp => {
+                self.failed[m] += 1;
+                prop_assert_eq!(self.failed[m], TRIES);
+            }
+            Then::Dropped => prop_assert!(!self.wanted[m]),
+        }
+        self.running.remove(which);
+        Ok(())
+    }
+
+    /// The shim's own unload of what its owner has unloaded has ended. His load waits for that.
+    fn undone(&mut self) {
+        let undone = self.running.iter().position(|(_, at)| *at == At::Undone);
+        if let Some(which) = undone {
+            let (m, _) = self.running.remove(which);
+            self.memory[m] = self.wanted[m];
+            self.book.ended(&named(m), self.now);
+        }
+    }
+
+    /// From here on everything succeeds, and nobody asks for anything.
+    fn comes_to_rest(&mut self) -> Result<(), TestCaseError> {
+        for m in 0..4 {
+            self.unload_ends(m)?;
+        }
+        for _ in 0..100 {
+            if self.next()? {
+                continue;
+            }
+            self.undone();
+            if let Some(which) = self.running.iter().position(|(_, at)| *at == At::Loads) {
+                self.done(which, true)?;
+            } else if let Some(at) = self.book.due() {
+                self.now = self.now.max(at);
+            } else if self.running.is_empty() {
+                break;
+            }
+        }
+        prop_assert!(self.running.is_empty() && self.book.due().is_none());
+        for m in 0..4 {
+            let expected = self.wanted[m] && self.failed[m] < TRIES;
+            prop_assert_eq!(self.memory[m], expected, "{}", named(m));
+        }
+        let wanted = self.wanted.iter().filter(|wanted| **wanted).count();
+        prop_assert_eq!(self.book.wanted(), wanted);
+        Ok(())
+    }
+}
+
+fn number(name: &str) -> usize {
+    name[1..].parse().unwrap()
 }
 
 proptest! {
     // Against a server that is simulated beside it, and an oracle that knows only what callers
     // have asked for: never more than two at once, never what its owner unloaded, no end without
-    // an end of the tries, and what stays in memory is what somebody wants there.
+    // an end of the tries. And when all has ended, what is in memory is what somebody wants there.
     #[test]
-    fn nothing_is_loaded_that_its_owner_unloaded_and_tries_end(steps in prop::collection::vec(step(), 1..200)) {
-        let mut book = Book::default();
-        let mut memory = [false; 4];
-        let mut unloaded = [true; 4];
-        let mut running: Vec<usize> = Vec::new();
-        let mut failed = [0u32; 4];
-        let (mut alone, mut started) = ([false; 4], [s(0); 4]);
-        let mut now = s(1);
-        let name = |i: usize| format!("m{i}");
+    fn nothing_is_loaded_that_its_owner_unloaded_and_what_is_wanted_comes_back(
+        steps in prop::collection::vec(step(), 1..200)
+    ) {
+        let mut history = History::new();
         for step in steps {
-            now += Duration::from_millis(10);
-            match step {
-                Step::Load(m, ok) => {
-                    let m = usize::from(m);
-                    book.load_begins(&name(m), now);
-                    now += Duration::from_millis(10);
-                    let done = ok.then(|| Loaded { at: now, took: s(0), files: None });
-                    book.load_ended(&name(m), done, now);
-                    if ok {
-                        memory[m] = true;
-                        unloaded[m] = false;
-                        failed[m] = 0;
-                    }
-                }
-                Step::Unload(m) => {
-                    let m = usize::from(m);
-                    book.unload_begins(&name(m), now);
-                    book.unload_ended(&name(m), now);
-                    memory[m] = false;
-                    unloaded[m] = true;
-                    failed[m] = 0;
-                }
-                Step::Restart => {
-                    memory = [false; 4];
-                    book.restarted(now, now);
-                }
-                Step::Index => {
-                    let state = |i: usize| if memory[i] { "READY" } else { "UNAVAILABLE" };
-                    let names: Vec<String> = (0..4).map(name).collect();
-                    book.index(names.iter().enumerate().map(|(i, n)| (n.as_str(), state(i))), now);
-                    for i in 0..4 {
-                        if memory[i] {
-                            unloaded[i] = false;
-                        }
-                    }
-                }
-                Step::AgentStarts => book.agent_starts(),
-                Step::Next => {
-                    if let Some(next) = book.next(now) {
-                        let m: usize = next[1..].parse().unwrap();
-                        prop_assert!(!unloaded[m], "{next} was unloaded");
-                        prop_assert!(!running.contains(&m));
-                        alone[m] = failed[m] > 0;
-                        started[m] = now;
-                        for r in &running {
-                            let long = now >= started[*r] + if alone[m] { APART } else { ALONE };
-                            prop_assert!(long || !alone[m] && !alone[*r], "{m} beside {r}");
-                        }
-                        running.push(m);
-                        prop_assert!(running.len() <= AT_ONCE);
-                    }
-                }
-                Step::Done(ok) => {
-                    if let Some(m) = running.pop() {
-                        let outcome = match ok {
-                            true => Ok(Loaded { at: now, took: s(0), files: None }),
-                            false => Err("no".to_string()),
-                        };
-                        match book.load_done(&name(m), outcome, now) {
-                            Then::Restored => {
-                                prop_assert!(ok && !unloaded[m]);
-                                memory[m] = true;
-                                failed[m] = 0;
-                            }
-                            Then::Undo => {
-                                prop_assert!(ok && unloaded[m]);
-                                book.ended(&name(m), now);
-                            }
-                            Then::Wait => prop_assert!(false, "no unload is under way"),
-                            Then::Later if ok => {}
-                            Then::Later => {
-                                failed[m] += 1;
-                                prop_assert!(failed[m] < TRIES);
-                            }
-                            Then::GivenUp => failed[m] = TRIES,
-                            Then::Dropped => prop_assert!(unloaded[m]),
-                        }
-                    }
-                }
-                Step::Pass(n) => now += s(u64::from(n)),
-            }
+            history.does(step)?;
         }
+        history.comes_to_rest()?;
     }
 }
 

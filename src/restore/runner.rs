@@ -277,7 +277,16 @@ fn is_full(observed: &Observed) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+    use crate::drain::Drain;
+    use crate::endpoint::Candidate;
+    use crate::health::{Health, Outcome, Thresholds};
+    use crate::history::History;
+    use crate::metrics::Metrics;
+    use crate::prober::Hints;
     use crate::process::{FoundBy, Process, Role, Server};
+    use crate::restore::Settings;
+    use crate::view::Endpoint;
 
     fn observed(pid: u32, at: u64) -> Observed {
         let main = Process {
@@ -307,6 +316,75 @@ mod tests {
         assert_eq!(signs.observed(&observed(7, 12)), None);
         let alive = signs.observed(&observed(8, 20));
         assert_eq!(alive, Some(Duration::from_secs(12)));
+    }
+
+    fn server_up() -> View {
+        let thresholds = Thresholds {
+            rise: 1,
+            fall: 1,
+            grace: Duration::ZERO,
+        };
+        let mut health = Health::new(thresholds);
+        let outcome = Outcome::Healthy {
+            ready: None,
+            latency: Duration::ZERO,
+        };
+        health.observe(&outcome, Duration::ZERO);
+        let candidate = Candidate {
+            host: "127.0.0.1".parse().unwrap(),
+            port: 9000,
+            protocol: Protocol::Http,
+        };
+        let mut view = View::default();
+        let http = Protocol::Http.index();
+        view.endpoints[http] = vec![Endpoint::new(candidate, health)];
+        view.selection[http] = Some(0);
+        view
+    }
+
+    #[tokio::test]
+    async fn nothing_is_loaded_while_the_server_is_full_and_the_condition_says_why() {
+        let settings = Settings {
+            restore: true,
+            coalesce: true,
+            models_dir: "/nonexistent".into(),
+        };
+        let (clock, drain) = (Clock::start(), Drain::default());
+        let (memory, jobs) = Memory::new(settings, clock, drain, &Metrics::new());
+        memory.loading("iris", None).succeeded();
+        memory.server_restarted();
+        let view = server_up();
+        let parts = Parts {
+            watching: Watching {
+                view: watch::channel(Arc::new(view.clone())).1,
+                changes: watch::channel(0).1,
+                hints: Hints::default(),
+                history: History::default(),
+            },
+            inventory: watch::channel(Arc::default()).1,
+            observed: watch::channel(Arc::default()).1,
+            client: crate::models::client().unwrap(),
+            poke: Poke::default(),
+        };
+        let runner = Runner::new(memory.clone(), jobs, parts);
+        let mut tasks = JoinSet::new();
+        let mut seen = Observed::default();
+        seen.capacity.ceiling = Some(16_000);
+        seen.live.rss = Some(15_200);
+        assert!(!runner.load(&view, &seen, &mut tasks));
+        assert!(tasks.is_empty());
+        let condition = memory.condition();
+        let why = "being loaded again: iris; waiting: the server's processes use 15200 bytes of the 16000 that they may";
+        assert!(
+            !condition.holds && condition.reason.ends_with(why),
+            "{condition:?}"
+        );
+        // There is room again.
+        seen.live.rss = Some(14_000);
+        assert!(runner.load(&view, &seen, &mut tasks));
+        assert_eq!(tasks.len(), 1);
+        let reason = memory.condition().reason;
+        assert!(reason.ends_with("being loaded again: iris"), "{reason}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use agent_shim::admin::status::{Restoring, WorkerStatus};
 use agent_shim::demo::standin::StandIn;
 use agent_shim::doctor::{Evidence, diagnose, rules};
+use agent_shim::restore::Stage;
 
 use super::support::*;
 use crate::support::http::{Client, request};
@@ -215,7 +216,7 @@ async fn models_that_a_restart_has_taken_are_told_and_those_that_do_not_come_bac
     let mut given_up = visit.evidence().await;
     given_up.status.as_mut().unwrap().restoring = vec![Restoring {
         model: "iris".into(),
-        stage: "given-up".into(),
+        stage: Stage::GivenUp.as_str().into(),
         failures: 4,
         error: Some("no such file".into()),
     }];

@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
+use crate::os::means::loud;
 use crate::support::{eventually, within};
 
 /// What the shim listens on by default, and who may reach it from beyond the pod.
@@ -32,7 +33,10 @@ impl Apart {
             .stderr(Stdio::null())
             .status();
         if !possible.await.is_ok_and(|status| status.success()) {
-            eprintln!("SKIPPED: no network namespace with an address of its own can be made here");
+            loud(
+                "\nSKIPPED, NOT CHECKED: hostile::binds: no network namespace with an address of \
+                 its own can be made here\n",
+            );
             return None;
         }
         let child = Command::new("unshare")
