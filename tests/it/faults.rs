@@ -11,6 +11,8 @@ mod flood;
 mod judge;
 mod ledger;
 mod load;
+mod loads;
+mod look;
 mod pace;
 mod place;
 mod process;

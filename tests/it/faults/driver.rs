@@ -21,11 +21,14 @@ use tokio::time::Instant;
 
 use super::judge::{self, Played};
 use super::load::Load;
+use super::look::Looking;
 use super::pace::promised;
 use super::process::variable;
-use super::row::{Phase, Row, true_in};
+use super::row::{self, Phase, Ready, Row, true_in};
 use super::stage::{Stage, until};
-use super::watch::{all_right, end, found, named, nothing_left, told_of_end, told_of_fault};
+use super::watch::{
+    all_right, end, failed_loads_are_named, found, named, nothing_left, told_of_end, told_of_fault,
+};
 
 /// What came of a cell.
 pub struct Cell {
@@ -160,7 +163,7 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let subscribes = stage.scheduler.subscribes().len();
-    let found_before = match with_shim && phase != Phase::ColdStart {
+    played.found_before = match with_shim && phase != Phase::ColdStart {
         true => stage
             .findings()
             .await
@@ -170,6 +173,8 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
         false => BTreeSet::new(),
     };
     // --- the fault
+    let ready = second.map_or(row.ready, |second| row.ready.and(second.ready));
+    let looking = (with_shim && ready != Ready::Unasked).then(|| Looking::start(stage.admin()));
     played.injected = Some(Instant::now());
     (row.inject)(&stage).await;
     if let Some(second) = second {
@@ -177,28 +182,23 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
         (second.inject)(&stage).await;
     }
     let since = Instant::now();
+    played.struck = Some(since);
     if phase == Phase::ColdStart {
         begin(&stage).await;
     }
     if with_shim {
-        let mut findings = row.findings.to_vec();
-        match second {
-            None => told_of_fault(&stage, row, phase, &mut played).await,
-            // What has no name may hide what has one.
-            Some(second) if second.findings.is_empty() => findings.clear(),
-            Some(second) => findings.extend(second.findings),
-        }
+        told_of_fault(&stage, ready, phase, &mut played).await;
         if stage.get("/livez").await.is_some() {
-            let limit = second.map_or(row.named, |second| row.named.max(second.named));
-            named(&stage, &findings, limit, &mut played).await;
+            named(&stage, &row::telling(row, second), &mut played).await;
         }
     }
     played.settled = Some(Instant::now());
     tokio::time::sleep(row.lasts.saturating_sub(since.elapsed())).await;
     if stage.shim_runs().await {
         let true_of = judge::true_of(row, second, phase);
-        found(&stage, &true_of, &found_before, &mut played).await;
+        found(&stage, &true_of, &mut played).await;
     }
+    played.looks = looking.map(Looking::stop).unwrap_or_default();
     // --- its end
     if let Some(second) = second {
         (second.heal)(&stage).await;
@@ -211,7 +211,13 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
     }
     all_right(&stage, &mut played, "after the fault").await;
     if with_shim {
-        nothing_left(&stage, true_in(phase), &found_before, &mut played).await;
+        failed_loads_are_named(&stage, &mut played).await;
+        nothing_left(&stage, true_in(phase), &mut played).await;
+    }
+    if phase == Phase::ColdStart && with_shim {
+        // It had nothing before: what it is to come back to is what it holds now.
+        warm(&stage).await;
+        played.before = stage.shim.lock().await.as_ref().map(|shim| shim.held());
     }
     if phase != Phase::ColdStart && with_shim {
         let all = stage.scheduler.subscribes();
@@ -254,6 +260,8 @@ async fn once(row: &Row, second: Option<&Row>, phase: Phase, with_shim: bool) ->
     }
     played.calls = stage.ledger.calls();
     played.received = stage.server.received();
+    played.loads = stage.server.loads();
+    played.unasked = stage.ledger.all_unasked();
     played.messages = stage.scheduler.messages();
     played
         .complaints

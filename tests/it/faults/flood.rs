@@ -25,6 +25,8 @@ use crate::support::http::request;
 
 /// Callers of the crowd.
 const CALLERS: usize = 1000;
+/// The number of the first of their calls, beyond those of the ledger.
+const CROWD: u64 = 9_100_000_000;
 /// The size of the huge message, and what the shim may hold of it, in KiB.
 const MESSAGE: u64 = 1 << 30;
 const HELD: u64 = 32 << 10;
@@ -51,7 +53,7 @@ pub async fn tight_loop(to: SocketAddr, turns: Arc<AtomicUsize>) {
 pub async fn crowd(stage: &Stage) {
     let to = stage.targets().http;
     let mut callers = JoinSet::new();
-    for n in 0..CALLERS {
+    for n in 0..CALLERS as u64 {
         callers.spawn(async move {
             let stream = TcpStream::connect(to).await.ok()?;
             let made = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
@@ -61,7 +63,8 @@ pub async fn crowd(stage: &Stage) {
                 let _ = connection.await;
             });
             let body = format!("{{\"id\": \"crowd {n}\"}}");
-            let call = request("POST", "/v2/models/iris/infer", body);
+            let mut call = request("POST", "/v2/models/iris/infer", body);
+            call.headers_mut().insert(ID, (CROWD + n).into());
             let response = sender.send_request(call).await.ok()?;
             let served = response.status() == 200;
             response.into_body().collect().await.ok()?;
@@ -81,6 +84,15 @@ pub async fn crowd(stage: &Stage) {
         .unwrap_or_default();
     if served.len() != CALLERS {
         stage.complain(format!("{} of {CALLERS} callers were served", served.len()));
+    }
+    // That none is there twice is judged with the rest.
+    let received = stage.server.received();
+    let missed = (CROWD..CROWD + CALLERS as u64).filter(|id| !received.contains_key(id));
+    let missed = missed.count();
+    if missed > CALLERS - served.len() {
+        stage.complain(format!(
+            "{missed} of {CALLERS} callers never reached the server"
+        ));
     }
     stage.tasks.lock().await.spawn(async move {
         std::future::pending::<()>().await;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ledger::{Call, Fate, Kind, Tally};
+use super::loads::Loads;
+use super::look::Look;
 use super::pace::{GRACE, promised, scaled};
 use super::process::Held;
 use super::row::{Phase, Ready, Row, true_in};
@@ -13,19 +15,24 @@ use super::scheduler::Message;
 
 #[cfg(test)]
 mod tests;
+pub mod truth;
 
 /// The record of one performance.
 #[derive(Debug, Clone, Default)]
 pub struct Played {
     pub calls: Vec<Call>,
     pub received: HashMap<u64, usize>,
+    /// When the fault began to strike.
     pub injected: Option<Instant>,
+    /// When it had struck: what it does at once was done.
+    pub struck: Option<Instant>,
     /// From here on the shim knows of the fault.
     pub settled: Option<Instant>,
     pub healed: Option<Instant>,
     /// From here to the end everything has to be served.
     pub calm: Option<Instant>,
     pub stopped: Option<Instant>,
+    /// From `struck` to when readiness said so.
     pub told_fault: Option<Duration>,
     pub told_healed: Option<Duration>,
     pub before: Option<Held>,
@@ -37,6 +44,13 @@ pub struct Played {
     pub messages: Vec<Message>,
     /// What was found while the fault lasted, and not before.
     pub found: BTreeSet<String>,
+    /// What was found before the fault.
+    pub found_before: BTreeSet<String>,
+    /// What the shim said from the fault's begin to its end.
+    pub looks: Vec<Look>,
+    pub loads: Loads,
+    /// What callers got and had not asked for.
+    pub unasked: Vec<String>,
     pub complaints: Vec<String>,
     pub log: String,
 }
@@ -117,10 +131,36 @@ pub fn all(
             ));
         }
     }
+    for (call, _, fate) in with.fates() {
+        if *fate == Fate::NotSent && with.received.contains_key(&call.id) {
+            say(format!(
+                "call {} reached the server, and its caller was told to send it again: {call:?}",
+                call.id
+            ));
+        }
+    }
+    let babbles = row.babbles || second.is_some_and(|second| second.babbles);
+    for what in with.unasked.iter().filter(|_| !babbles).take(3) {
+        say(format!("a caller got what it had not asked for: {what}"));
+    }
+    for model in &with.loads.doubled {
+        say(format!("two loads of {model} went on at once"));
+    }
+    let ready = second.map_or(row.ready, |second| row.ready.and(second.ready));
+    // Neither the server nor the shim goes: who asked may have gone.
+    if ready == Ready::Stays {
+        for model in &with.loads.cut {
+            say(format!("a load of {model} was cut off in the server"));
+        }
+    }
+    if let Some(wrong) = truth::readiness(ready, phase, with) {
+        say(wrong);
+    }
     for call in with.lost_in_peace().into_iter().take(3) {
         say(format!("lost although nothing was wrong: {call:?}"));
     }
-    hung(with, &mut say);
+    let late = second.map_or(row.late, |second| row.late.max(second.late));
+    hung(with, late, &mut say);
     if let Some(wrong) = &with.belief {
         say(format!("the scheduler's belief is wrong: {wrong}"));
     }
@@ -219,15 +259,18 @@ fn misnamed(
     if !wrong.is_empty() {
         say(format!("found, and not so: {wrong:?}"));
     }
+    for (id, stood) in truth::stood(&with.looks, &true_of, &with.found_before) {
+        say(format!("found for {stood:?}, and not so: {id}"));
+    }
 }
 
 /// No call that begins when the shim knows of the fault waits for long, and none outlives it.
-fn hung(with: &Played, say: &mut impl FnMut(String)) {
+fn hung(with: &Played, late: Duration, say: &mut impl FnMut(String)) {
     let (Some(settled), Some(healed), Some(stopped)) = (with.settled, with.healed, with.stopped)
     else {
         return;
     };
-    let limit = promised(3.0);
+    let limit = promised(3.0) + late;
     for call in &with.calls {
         let end = call.end.as_ref().map_or(stopped, |(at, _)| *at);
         let open = call.end.is_none();

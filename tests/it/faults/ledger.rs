@@ -103,6 +103,7 @@ impl Tally {
 pub struct Ledger {
     next: AtomicU64,
     calls: Mutex<HashMap<u64, Call>>,
+    unasked: Mutex<Vec<String>>,
 }
 
 impl Ledger {
@@ -139,6 +140,16 @@ impl Ledger {
         };
         let mut kinds = Kind::ALL.into_iter();
         kinds.all(|kind| kind == Kind::GrpcStream || over(kind))
+    }
+
+    /// A caller got what is no answer to a call of its own: one too many, or bytes of no protocol.
+    pub fn unasked(&self, what: String) {
+        self.unasked.lock().unwrap().push(what);
+    }
+
+    /// Everything of that kind.
+    pub fn all_unasked(&self) -> Vec<String> {
+        self.unasked.lock().unwrap().clone()
     }
 
     /// All calls in the order of their beginning.

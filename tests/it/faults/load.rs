@@ -12,6 +12,8 @@ use tokio::time::timeout;
 use super::ledger::{Fate, Kind, Ledger};
 
 mod call;
+#[cfg(test)]
+mod tests;
 
 use call::Connection;
 
@@ -85,7 +87,7 @@ impl Caller {
         let mut kept = None;
         loop {
             let id = self.ledger.begin(self.kind);
-            let fate = call(self.kind, to, id, &mut kept, &mut self.stop).await;
+            let fate = call(&self.ledger, self.kind, to, id, &mut kept, &mut self.stop).await;
             // A stream has a connection of its own.
             let again = |c: &Connection| self.kind != Kind::GrpcStream && c.serves_after(&fate);
             if !kept.as_ref().is_some_and(again) {
@@ -111,6 +113,7 @@ impl Caller {
 
 /// A call over the connection that is kept, or over a new one where it has ended meanwhile.
 async fn call(
+    ledger: &Arc<Ledger>,
     kind: Kind,
     to: SocketAddr,
     id: u64,
@@ -118,7 +121,7 @@ async fn call(
     stop: &mut watch::Receiver<bool>,
 ) -> Fate {
     if kept.as_ref().is_none_or(|c| !c.serves_after(&Fate::Served)) {
-        *kept = match timeout(CALLER, Connection::open(kind, to)).await {
+        *kept = match timeout(CALLER, Connection::open(kind, to, ledger)).await {
             Ok(Ok(new)) => Some(new),
             Ok(Err(fate)) => return fate,
             Err(_) => return Fate::Hung,

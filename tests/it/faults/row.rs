@@ -78,8 +78,23 @@ pub enum Ready {
     GoesAfterGrace,
     /// It may go, and comes back within 3 s although the fault lasts.
     Recovers,
-    /// The shim cannot be asked.
+    /// The shim cannot be asked, or ends.
     Unasked,
+}
+
+impl Ready {
+    /// What it has to say while another fault lasts as well.
+    pub fn and(self, other: Ready) -> Ready {
+        let either = |ready: Ready| self == ready || other == ready;
+        let all = [
+            Ready::Unasked,
+            // The one may hide the other, and silence is known after the grace.
+            Ready::GoesAfterGrace,
+            Ready::Goes,
+            Ready::Recovers,
+        ];
+        all.into_iter().find(|r| either(*r)).unwrap_or(Ready::Stays)
+    }
 }
 
 /// One line of the matrix.
@@ -117,6 +132,8 @@ pub struct Row {
     pub words: &'static str,
     /// How many turns it takes, where it keeps the machine busy by itself.
     pub weight: u32,
+    /// Whether the server itself sends bytes of no protocol, which callers over gRPC may get to see.
+    pub babbles: bool,
     /// Whether a drain that had begun ends well: not where the shim is gone in its middle.
     pub drains: bool,
     /// Whether it is played without the shim too; not where the shim itself is what breaks.
@@ -148,6 +165,119 @@ pub fn true_in(phase: Phase) -> &'static [&'static str] {
     }
 }
 
+/// Pairs in which one fault takes the other's finding away: the one that is told, the one that is not,
+/// and why. Of all other pairs each fault is told that has a finding at all.
+pub const HIDES: &[(&str, &str, &str)] = &[
+    // The server's own.
+    (
+        "server-killed",
+        "server-garbage",
+        "no process is there to say it",
+    ),
+    (
+        "server-killed",
+        "server-wedged",
+        "no process is there to be stopped",
+    ),
+    (
+        "server-refuses",
+        "server-wedged",
+        "the kernel refuses for a stopped process as well",
+    ),
+    (
+        "server-garbage",
+        "server-refuses",
+        "the ports are open again, and babble",
+    ),
+    (
+        "server-wedged",
+        "server-garbage",
+        "a stopped process says nothing any more",
+    ),
+    // The scheduler's own.
+    (
+        "scheduler-errors",
+        "scheduler-restarted",
+        "it runs again, and refuses the subscription",
+    ),
+    (
+        "scheduler-restarted",
+        "scheduler-wedged",
+        "its ports are closed, nothing is there to be silent",
+    ),
+    (
+        "scheduler-wedged",
+        "scheduler-errors",
+        "it does not say any more that it refuses",
+    ),
+    // What needs a subscription, or the wish for one.
+    (
+        "agent-killed",
+        "scheduler-errors",
+        "only who subscribes is refused",
+    ),
+    (
+        "server-garbage",
+        "scheduler-errors",
+        "a Subscribe that comes when the shim knows of it is held",
+    ),
+    (
+        "server-refuses",
+        "scheduler-errors",
+        "a Subscribe that comes when the shim knows of it is held",
+    ),
+    (
+        "server-killed",
+        "scheduler-errors",
+        "a Subscribe that comes when the shim knows of it is held",
+    ),
+    (
+        "server-killed",
+        "agent-killed",
+        "without a server an agent ends by itself, and is not missed",
+    ),
+    (
+        "server-refuses",
+        "agent-killed",
+        "without a server an agent ends by itself, and is not missed",
+    ),
+    (
+        "server-garbage",
+        "agent-killed",
+        "without a server an agent ends by itself, and is not missed",
+    ),
+    (
+        "server-wedged",
+        "agent-killed",
+        "without a server an agent ends by itself, and is not missed",
+    ),
+    (
+        "agent-killed",
+        "scheduler-restarted",
+        "the scheduler is judged by a subscription, and nobody subscribes",
+    ),
+    (
+        "agent-killed",
+        "scheduler-wedged",
+        "the scheduler is judged by a subscription, and nobody subscribes",
+    ),
+];
+
+/// The rows of a cell of which a finding is demanded.
+pub fn telling<'a>(row: &'a Row, second: Option<&'a Row>) -> Vec<&'a Row> {
+    let Some(second) = second else {
+        return vec![row];
+    };
+    let hidden = |by: &Row, row: &Row| {
+        let same = |(tells, not, _): &&(_, _, _)| *tells == by.name && *not == row.name;
+        HIDES.iter().any(|hides| same(&hides))
+    };
+    let both = [(row, second), (second, row)].into_iter();
+    both.filter(|(row, by)| !hidden(by, row))
+        .map(|(row, _)| row)
+        .collect()
+}
+
 /// The usual tolerance of memory, in KiB.
 const MEMORY: u64 = 12 << 10;
 
@@ -171,6 +301,7 @@ pub const USUAL: Row = Row {
     answers: false,
     words: "",
     weight: 1,
+    babbles: false,
     drains: true,
     direct: true,
     memory: MEMORY,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use agent_shim::demo::scheduler::{FakeScheduler, Manners};
-use agent_shim::demo::store::Store;
+use agent_shim::demo::store::{OnReplica, Record, Store};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -16,6 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
+use agent_shim::proto::scheduler::model_status::ModelState;
 use agent_shim::proto::scheduler::{MetaData, Model, ModelSpec};
 
 use super::stage::MODEL;
@@ -275,18 +276,57 @@ impl Scheduler {
 
     /// What is wrong with its belief; nothing where it is right.
     pub fn wrong(&self, total: u64) -> Option<String> {
-        self.read(|store| {
-            let Some(replica) = store.replicas.get(&(SERVER.into(), 0)) else {
-                return Some("it does not list the replica".to_string());
-            };
-            if replica.total != total {
-                return Some(format!("it believes {} bytes, not {total}", replica.total));
-            }
-            let there = store.is_available(MODEL);
-            (!there).then(|| format!("{MODEL} is not available: {:?}", store.model(MODEL)))
-        })
-        .unwrap_or_else(|| Some("it does not run".into()))
+        let wanted = self.wanted.lock().unwrap().clone();
+        self.read(|store| belief(store, total, &wanted))
+            .unwrap_or_else(|| Some("it does not run".into()))
     }
+
+    /// The models that it believes to be loaded.
+    pub fn available(&self) -> Vec<String> {
+        let of = |store: &Store| {
+            let names = store.models.keys().filter(|name| store.is_available(name));
+            names.cloned().collect()
+        };
+        self.read(of).unwrap_or_default()
+    }
+
+    /// The models that it was told could not be loaded.
+    pub fn failed(&self) -> Vec<String> {
+        let of = |store: &Store| {
+            let failed = store.models.iter();
+            let failed = failed.filter(|(_, record)| record.state == OnReplica::LoadFailed);
+            failed.map(|(name, _)| name.clone()).collect()
+        };
+        self.read(of).unwrap_or_default()
+    }
+}
+
+/// What is wrong with what a scheduler believes that was asked for these models.
+fn belief(store: &Store, total: u64, wanted: &[String]) -> Option<String> {
+    let Some(replica) = store.replicas.get(&(SERVER.into(), 0)) else {
+        return Some("it does not list the replica".to_string());
+    };
+    if replica.total != total {
+        return Some(format!("it believes {} bytes, not {total}", replica.total));
+    }
+    for name in wanted {
+        // A load that a fault broke off has failed, until somebody asks for the model again; the
+        // usual model was there before, and is to be there again.
+        let failed = store.model(name).map(|(state, _)| state) == Some(ModelState::ModelFailed);
+        if !(store.is_available(name) || failed && name != MODEL) {
+            return Some(format!("{name} is not available: {:?}", store.model(name)));
+        }
+    }
+    // All has ended that was under way: what is free is what no model takes.
+    let loaded = store.models.values();
+    let loaded = loaded.filter(|record| record.state == OnReplica::Loaded);
+    let taken: u64 = loaded.map(Record::needs).sum();
+    let (free, reserved) = (replica.available, replica.reserved);
+    (free != total - taken || reserved > 0).then(|| {
+        format!(
+            "it believes {free} bytes free and {reserved} held back, of {total} with {taken} in use"
+        )
+    })
 }
 
 fn told(store: &Store) -> Vec<Message> {

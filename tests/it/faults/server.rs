@@ -1,6 +1,6 @@
 //! The inference server of a cell: the stand-in as a process of its own, so that SIGSTOP and SIGKILL
-//! are what they are. It writes the id of every call to a file as the call arrives: that record
-//! outlives it.
+//! are what they are. It writes the id of every call to a file as the call arrives, and which loads go
+//! on (`loads`): that record outlives it.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -16,7 +16,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::loads::{self, Loads};
 use super::process::{signal, variable};
+use super::stage::{LOADED, SECOND};
 
 /// The header that carries a call's id.
 pub const ID: &str = "x-call-id";
@@ -107,6 +109,11 @@ impl Server {
         SocketAddr::new(*self.ip.lock().unwrap(), self.ports[1])
     }
 
+    /// What its loads came to.
+    pub fn loads(&self) -> Loads {
+        loads::read(&std::fs::read_to_string(&self.record).unwrap_or_default())
+    }
+
     /// How often each id has arrived.
     pub fn received(&self) -> HashMap<u64, usize> {
         let text = std::fs::read_to_string(&self.record).unwrap_or_default();
@@ -158,6 +165,11 @@ async fn serve(ip: IpAddr) {
     // A machine that is busy for seconds does not make a connection old.
     server.set_idle_close(Duration::from_secs(60));
     let record = Arc::new(record);
+    tokio::spawn(loads::note(
+        server.clone(),
+        record.clone(),
+        &[LOADED, SECOND],
+    ));
     server.on_call(move |call| {
         if let Some(id) = call.header(ID) {
             (&*record).write_all(format!("{id}\n").as_bytes()).unwrap();
@@ -190,7 +202,6 @@ async fn obey(server: &StandIn, order: &str, other: &mut Option<tokio::task::Joi
         ("idle-close", ms) => server.set_idle_close(Duration::from_millis(ms.parse().unwrap())),
         ("load-delay", ms) => server.set_load_delay(Duration::from_millis(ms.parse().unwrap())),
         ("breaks-off", on) => server.set_breaks_off(on == "on"),
-        ("dead-worker", on) => server.set_worker_dead(on == "on"),
         ("not-live", on) => server.set_live(on != "on"),
         ("close", "grpc") => server.stop_grpc().await,
         ("close", "http") => server.stop_http().await,

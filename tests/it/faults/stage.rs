@@ -23,6 +23,8 @@ use crate::support::http;
 /// The model that every cell has loaded, and as the agent names it at the server.
 pub const MODEL: &str = "iris";
 pub const LOADED: &str = "iris_1";
+/// The model that is loaded in [`Phase::Loading`](super::row::Phase::Loading), named likewise.
+pub const SECOND: &str = "second_1";
 
 /// What a row wants of its stage besides the usual.
 #[derive(Debug, Clone, Default)]
@@ -193,10 +195,7 @@ impl Stage {
         let (200, body) = self.get("/status").await? else {
             return None;
         };
-        let status: serde_json::Value = serde_json::from_str(&body).unwrap();
-        let findings = status["findings"].as_array().cloned().unwrap_or_default();
-        let ids = findings.iter().filter_map(|f| f["rule"].as_str());
-        Some(ids.map(ToString::to_string).collect())
+        Some(ids(&body))
     }
 
     /// Whether the last probe of a candidate of either protocol was answered.
@@ -213,9 +212,13 @@ impl Stage {
         })
     }
 
-    /// The models that the server has not in memory and should have.
+    /// The models that the server has not in memory and should have: the usual one, and what the
+    /// scheduler has callers sent here for.
     pub async fn lost_models(&self) -> Vec<String> {
-        let wanted = vec![MODEL.to_string()];
+        let mut wanted = self.scheduler.available();
+        if !wanted.iter().any(|name| name == MODEL) {
+            wanted.push(MODEL.into());
+        }
         let index = ask(self.server.http(), "POST", "/v2/repository/index", "{}").await;
         let Some((200, body)) = index else {
             return wanted;
@@ -233,8 +236,27 @@ impl Stage {
     }
 }
 
+/// The ids of the findings in a body of /status.
+pub fn ids(body: &str) -> Vec<String> {
+    let status: serde_json::Value = serde_json::from_str(body).unwrap();
+    let findings = status["findings"].as_array().cloned().unwrap_or_default();
+    let ids = findings.iter().filter_map(|f| f["rule"].as_str());
+    ids.map(ToString::to_string).collect()
+}
+
 /// One call on a connection of its own, within 2 s.
 pub async fn ask(to: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+    ask_within(Duration::from_secs(2), to, method, path, body).await
+}
+
+/// The same within a limit.
+pub async fn ask_within(
+    limit: Duration,
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> Option<(u16, String)> {
     use http_body_util::BodyExt;
     let call = async {
         let stream = tokio::net::TcpStream::connect(to).await.ok()?;
@@ -252,9 +274,7 @@ pub async fn ask(to: SocketAddr, method: &str, path: &str, body: &str) -> Option
         let body = response.into_body().collect().await.ok()?.to_bytes();
         Some((code, String::from_utf8_lossy(&body).into_owned()))
     };
-    tokio::time::timeout(Duration::from_secs(2), call)
-        .await
-        .ok()?
+    tokio::time::timeout(limit, call).await.ok()?
 }
 
 /// Asks until something is so, and says how long it took; `None` where it was not within the limit.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::judge::Played;
+use super::judge::{Played, truth};
+use super::look;
 use super::pace::{GRACE, promised, scaled};
 use super::row::{Phase, Ready, Row};
 use super::scheduler::until_right;
@@ -56,80 +57,78 @@ async fn says(stage: &Stage, code: u16) -> bool {
     answer.is_some_and(|(said, _)| said == code)
 }
 
-/// Readiness is truthful while the fault lasts.
-pub async fn told_of_fault(stage: &Stage, row: &Row, phase: Phase, played: &mut Played) {
-    let expected = match phase {
-        // A drain makes it not ready whatever else is so.
-        Phase::Draining if row.ready != Ready::Unasked => Ready::Goes,
-        _ => row.ready,
+/// Readiness says what is so of the server, in time; that it goes on to say so is judged by `looks`.
+pub async fn told_of_fault(stage: &Stage, ready: Ready, phase: Phase, played: &mut Played) {
+    let Some(wanted) = truth::wanted(ready) else {
+        return;
     };
-    match expected {
-        Ready::Unasked => {}
-        Ready::Recovers => {
-            played.told_fault = until(promised(3.0), async || is_ready(stage).await).await;
-            if played.told_fault.is_none() {
-                let said = stage.get("/readyz").await;
-                played.complain(format!(
-                    "not ready again 3 s after the fault, while it lasts: {said:?}"
-                ));
-            }
-        }
-        Ready::Stays => stays(stage, row, phase, played).await,
-        Ready::Goes | Ready::GoesAfterGrace => {
-            let grace = match expected {
-                Ready::GoesAfterGrace => scaled(GRACE),
-                _ => Duration::ZERO,
-            };
-            let limit = grace + promised(3.0);
-            played.told_fault = until(limit, async || says(stage, 503).await).await;
-            if played.told_fault.is_none() {
-                played.complain("still ready 3 s after the fault");
-            }
-        }
+    let limit = match ready {
+        Ready::GoesAfterGrace => scaled(GRACE) + promised(3.0),
+        // It has to start first.
+        Ready::Stays if phase == Phase::ColdStart => promised(5.0),
+        _ => promised(3.0),
+    };
+    let mut said = None;
+    played.told_fault = until(limit, async || {
+        let answer = stage.get("/readyz").await;
+        said = answer.map(|(code, text)| look::Ready { code, text });
+        said.as_ref().and_then(look::Ready::says) == Some(wanted)
+    })
+    .await;
+    if played.told_fault.is_none() {
+        return played.complain(format!(
+            "readiness is to be {wanted:?} {limit:?} after the fault: {said:?}"
+        ));
+    }
+    // The drain is a reason of its own, and the only one where the server is as it should be.
+    let drains = phase == Phase::Draining;
+    if said.as_ref().is_some_and(|said| said.drains() != drains) {
+        played.complain(format!(
+            "a drain is to be among the reasons: {drains}: {said:?}"
+        ));
     }
 }
 
-async fn stays(stage: &Stage, row: &Row, phase: Phase, played: &mut Played) {
-    if phase == Phase::ColdStart {
-        played.told_fault = until(promised(5.0), async || is_ready(stage).await).await;
-        if played.told_fault.is_none() {
-            return played.complain("not ready, although the fault does not concern the pod");
-        }
-    }
+/// A finding names each fault that strikes, within its seconds, one of those that its row lists. Where
+/// one fault follows another, both have been there, if not at once.
+pub async fn named(stage: &Stage, rows: &[&Row], played: &mut Played) {
     let since = Instant::now();
-    while since.elapsed() < row.lasts {
-        match stage.get("/readyz").await {
-            Some((200, _)) => {}
-            other => return played.complain(format!("readiness went: {other:?}")),
+    let mut open: Vec<&Row> = rows.to_vec();
+    open.retain(|row| !row.findings.is_empty());
+    while !open.is_empty() {
+        let seen = stage.findings().await.unwrap_or_default();
+        open.retain(|row| !seen.iter().any(|id| row.findings.contains(&id.as_str())));
+        let over = |row: &&Row| since.elapsed() > promised(row.named);
+        for row in open.extract_if(.., |row| over(row)) {
+            let (name, wanted) = (row.name, row.findings);
+            played.complain(format!("{name}: no finding of {wanted:?}, but {seen:?}"));
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }
 
-/// A finding names the fault within so many seconds.
-pub async fn named(stage: &Stage, wanted: &[&str], limit: f64, played: &mut Played) {
-    if wanted.is_empty() {
+/// A model that could not be loaded has its finding, by what the scheduler says of it.
+pub async fn failed_loads_are_named(stage: &Stage, played: &mut Played) {
+    let failed = stage.scheduler.failed();
+    if failed.is_empty() {
         return;
     }
-    let mut seen = Vec::new();
-    let named = until(promised(limit), async || {
-        seen = stage.findings().await.unwrap_or_default();
-        seen.iter().any(|id| wanted.contains(&id.as_str()))
-    });
-    if named.await.is_none() {
-        played.complain(format!("no finding of {wanted:?}, but {seen:?}"));
+    let named = async || {
+        let found = stage.findings().await.unwrap_or_default();
+        found.iter().any(|id| id == "AS090")
+    };
+    if until(promised(30.0), named).await.is_none() {
+        played.complain(format!(
+            "{failed:?} could not be loaded, and AS090 is not found"
+        ));
     }
 }
 
 /// Keeps what is found. What is not `true_of` the fault may be there for a moment, while one probe
 /// knows of it and the next does not yet.
-pub async fn found(
-    stage: &Stage,
-    true_of: &[&str],
-    before: &BTreeSet<String>,
-    played: &mut Played,
-) {
-    let (_, seen) = until_only(stage, true_of, before, 2.0).await;
+pub async fn found(stage: &Stage, true_of: &[&str], played: &mut Played) {
+    let before = played.found_before.clone();
+    let (_, seen) = until_only(stage, true_of, &before, 2.0).await;
     played.found = seen.into_iter().collect();
 }
 
@@ -179,13 +178,9 @@ pub async fn told_of_end(stage: &Stage, phase: Phase, played: &mut Played) {
 }
 
 /// No finding stays of a fault that has ended, but what is `lasting`.
-pub async fn nothing_left(
-    stage: &Stage,
-    lasting: &[&str],
-    before: &BTreeSet<String>,
-    played: &mut Played,
-) {
-    let (gone, mut left) = until_only(stage, lasting, before, 30.0).await;
+pub async fn nothing_left(stage: &Stage, lasting: &[&str], played: &mut Played) {
+    let before = played.found_before.clone();
+    let (gone, mut left) = until_only(stage, lasting, &before, 30.0).await;
     if !gone {
         left.retain(|id| !lasting.contains(&id.as_str()));
         played.complain(format!("30 s after the fault it is still found: {left:?}"));

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{Request, Response};
@@ -17,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::super::ledger::{Fate, Kind};
+use super::super::ledger::{Fate, Kind, Ledger};
 use super::super::server::ID;
 use super::{CALLER, PACE};
 use crate::support::grpc::{SERVICE, framed};
@@ -40,10 +41,14 @@ enum Sender {
 
 impl Connection {
     /// Opens one as this kind of call wants it.
-    pub async fn open(kind: Kind, to: SocketAddr) -> Result<Connection, Fate> {
+    pub async fn open(
+        kind: Kind,
+        to: SocketAddr,
+        ledger: &Arc<Ledger>,
+    ) -> Result<Connection, Fate> {
         match kind {
-            Kind::HttpUnary | Kind::HttpLarge => http(to).await,
-            Kind::GrpcUnary | Kind::GrpcLarge | Kind::GrpcStream => grpc(to).await,
+            Kind::HttpUnary | Kind::HttpLarge => http(to, ledger).await,
+            Kind::GrpcUnary | Kind::GrpcLarge | Kind::GrpcStream => grpc(to, ledger).await,
         }
     }
 
@@ -99,15 +104,15 @@ fn broken(error: &hyper::Error) -> Fate {
     Fate::Broken(text)
 }
 
-async fn http(to: SocketAddr) -> Result<Connection, Fate> {
+async fn http(to: SocketAddr, ledger: &Arc<Ledger>) -> Result<Connection, Fate> {
     let stream = connect(to).await?;
     let made = http1::handshake(TokioIo::new(stream)).await;
     let (sender, connection) = made.map_err(|e| broken(&e))?;
     let sender = Sender::Http(sender);
-    Ok(driven(sender, connection))
+    Ok(driven(sender, connection, ledger.clone()))
 }
 
-async fn grpc(to: SocketAddr) -> Result<Connection, Fate> {
+async fn grpc(to: SocketAddr, ledger: &Arc<Ledger>) -> Result<Connection, Fate> {
     let stream = connect(to).await?;
     let made = http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(4 << 20)
@@ -116,16 +121,34 @@ async fn grpc(to: SocketAddr) -> Result<Connection, Fate> {
         .await;
     let (sender, connection) = made.map_err(|e| broken(&e))?;
     let sender = Sender::Grpc(sender);
-    Ok(driven(sender, connection))
+    Ok(driven(sender, connection, ledger.clone()))
+}
+
+/// What the end of a connection says of the far side: that it has sent what nobody asked for, or what
+/// is no answer. That it has gone is no news here: the call that was met says so.
+fn unasked(error: &hyper::Error) -> bool {
+    // There is no other way to tell it from the rest.
+    let answers_too_many = error.to_string().contains("unexpected message");
+    let h2 = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>());
+    let not_in_order = h2.is_some_and(|h2| {
+        let reason = h2.reason().filter(|r| *r != h2::Reason::NO_ERROR);
+        h2.is_library() && reason.is_some()
+    });
+    answers_too_many || error.is_parse() || not_in_order
 }
 
 fn driven(
     sender: Sender,
     connection: impl Future<Output = hyper::Result<()>> + Send + 'static,
+    ledger: Arc<Ledger>,
 ) -> Connection {
     let mut task = JoinSet::new();
     task.spawn(async move {
-        let _ = connection.await;
+        if let Err(error) = connection.await
+            && unasked(&error)
+        {
+            ledger.unasked(format!("{error}: {error:?}"));
+        }
     });
     Connection {
         sender,

@@ -104,6 +104,8 @@ pub fn filtered() -> Vec<Row> {
             inject: |stage| Box::pin(dropping(stage, to_server(stage), Some(0.1))),
             heal: |stage| Box::pin(no_more(stage)),
             lasts: 4 * SECOND,
+            // Large ones lose several of their packets.
+            late: 4 * SECOND,
             ready: Ready::Stays,
             nameless: "every call is served",
             words: "calls are slower by TCP's repetitions",
@@ -141,6 +143,8 @@ pub fn linked() -> Vec<Row> {
         inject: |_| Box::pin(link("0.15", "0.01")),
         heal: |_| Box::pin(link("0", "0")),
         lasts: 4 * SECOND,
+        // A large call takes many ways there and back.
+        late: 8 * SECOND,
         ready: Ready::Stays,
         nameless: "every call is served",
         words: "calls are slower by the way",

@@ -71,7 +71,8 @@ pub fn rows() -> Vec<Row> {
             },
             inject: |stage| Box::pin(anew(stage, stage.place.beside())),
             heal: |stage| Box::pin(anew(stage, stage.place.ip())),
-            lasts: 2 * SECOND,
+            // Longer than it may be away.
+            lasts: 4 * SECOND,
             ready: Ready::Recovers,
             nameless: "calls are served at the other address",
             besides: &["AS098"],
@@ -96,6 +97,7 @@ pub fn rows() -> Vec<Row> {
             inject: |stage| Box::pin(stage.server.order("garbage on")),
             heal: |stage| Box::pin(stage.server.order("open")),
             findings: &["AS016"],
+            babbles: true,
             besides: &["AS017"],
             words: "no byte of it is taken for an answer",
             ..USUAL
