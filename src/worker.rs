@@ -3,8 +3,8 @@
 //! MLServer's live and ready come from its main process: they stay good while every inference
 //! fails or hangs. Three kinds of evidence are kept: the worker processes in `/proc` where the
 //! process namespace is shared ([`record`]), a canary inference where one is configured, and what
-//! the answers to relayed HTTP inferences say. Known bad states are named; two are mended where
-//! that is switched on. Only evidence that every inference fails makes the pod not ready: workers
+//! the answers to relayed HTTP inferences say. Known bad states are named; three are mended
+//! where that is switched on. Only evidence that every inference fails makes the pod not ready: workers
 //! that are missing or die at their start, or a canary that hangs or fails again and again.
 //! Where nothing can be seen, nothing is held against the worker.
 

@@ -310,7 +310,7 @@ pub const VARIABLES: &[Variable] = &[
         name: "SHIM_MEND",
         default: "off",
         accepts: "off, all, or a list of stuck, lost and fatal",
-        effect: "which bad states are mended: `stuck`, a model left UNKNOWN by a cancelled load, is unloaded; `lost`, a READY model that its worker no longer has, is unloaded and loaded; `fatal`, a server in which every inference has failed for 3 minutes, is ended, so that kubelet starts it again (needs a shared process namespace and the server's user)",
+        effect: "which bad states are mended: `stuck`, a model left UNKNOWN by a cancelled load, is unloaded; `lost`, a READY model that its worker no longer has, is unloaded and loaded; `fatal`, a server in which every inference has failed for 5 minutes, is ended, so that kubelet starts it again (needs a shared process namespace and the server's user)",
         show: |c| c.models.mend.shown(),
     },
     Variable {

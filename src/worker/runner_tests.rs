@@ -407,3 +407,52 @@ async fn no_model_is_unloaded_for_what_was_seen_before_another_one_was() {
     let unloads = |model: &str| server.calls_to(&format!("/v2/repository/models/{model}/unload"));
     assert_eq!((unloads("a").len(), unloads("b").len()), (1, 0));
 }
+
+/// A server in which every inference fails, as the runner sees it, and whether its main process is
+/// ended within an hour in which an inference is asked for every 10 s.
+async fn ended_for_failing(mend: &str) -> (Option<i32>, u64) {
+    use std::os::unix::process::ExitStatusExt;
+    let tree = Tree::new();
+    let mut main = std::process::Command::new("sleep")
+        .arg("600")
+        .spawn()
+        .unwrap();
+    tree.file("loadavg", &format!("0.00 0.00 0.00 1/9 {}\n", main.id()));
+    tree.process(main.id(), 1, "mlserver", &MAIN);
+    let server = StandIn::start([127, 0, 0, 1].into()).await.unwrap();
+    let up = watch::channel(view(&server, true)).1;
+    let (_keep, observed) = watch::channel(Arc::default());
+    let mut runner = runner(tree.path().into(), up, observed, None);
+    runner.parts.mend = Mend::parse(mend).unwrap();
+    let worker = runner.parts.worker.clone();
+    tokio::time::pause();
+    let hour = async {
+        for _ in 0..360 {
+            worker.failed();
+            sleep(Duration::from_secs(10)).await;
+        }
+    };
+    tokio::select! {
+        () = runner.fatal() => {}
+        () = hour => {}
+    }
+    let mended = worker.seen().borrow().mended.get("fatal").copied();
+    // Whatever it was sent comes before this one.
+    let still = main.try_wait().unwrap();
+    let signal = match mended {
+        Some(_) => main.wait().unwrap().signal(),
+        None => still.and_then(|status| status.signal()),
+    };
+    let _ = main.kill();
+    let _ = main.wait();
+    (signal, mended.unwrap_or_default())
+}
+
+#[tokio::test]
+async fn a_server_in_which_all_fails_is_ended_once_in_half_an_hour_where_that_is_switched_on() {
+    let (signal, times) = ended_for_failing("fatal").await;
+    assert_eq!(signal, Some(15));
+    assert_eq!(times, 2, "an hour, from its fifth minute on");
+    tokio::time::resume();
+    assert_eq!(ended_for_failing("stuck,lost").await, (None, 0));
+}

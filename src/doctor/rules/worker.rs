@@ -55,7 +55,7 @@ pub const RULES: &[Rule] = &[
         title: "every inference fails in the server",
         symptoms: &["500 Internal Server Error", "Internal Server Error"],
         rules_out: &["canary-failing"],
-        fix: "after a worker has died, one model that cannot be loaded again breaks all of them: put its files back and load it, or unload it, then restart the worker (kill its process) or the server",
+        fix: "after a worker has died, one model that cannot be loaded again breaks all of them: put its files back and load it, or restart the server, as SHIM_MEND=fatal does. An unload does not help: the server keeps it on the list of what a new worker has to load",
         ..rule("AS013", "worker-fatal", Link::Traffic, fatal)
     },
     Rule {
@@ -177,7 +177,7 @@ fn fatal(e: &Evidence) -> Verdict {
             "{} inferences in a row, over {:.0}s, were answered with an internal error of the server that is no model's",
             w.failed, w.failed_for_s
         ),
-        "kubectl logs POD -c mlserver   # one model that cannot be loaded again breaks all: put its files back and load it, or unload it, then restart the worker or the server",
+        "kubectl logs POD -c mlserver   # one model that cannot be loaded again breaks all: put its files back and load it, or restart the container",
     )
     .into()
 }

@@ -18,9 +18,9 @@ use crate::process::{self, Process};
 use crate::restore::server::address;
 use crate::worker::{FAILURES, PASSIVE_FAILURES, WorkerSeen};
 
-/// How long every inference must have failed. A worker that is started anew needs 4 s, or as long
-/// as its models take, in which inferences fail as well.
-const MEND_AFTER: Duration = Duration::from_secs(180);
+/// How long every inference must have failed: one in which a worker is started anew fails as well,
+/// for 4 s or for as long as its models take to load.
+const MEND_AFTER: Duration = Duration::from_secs(300);
 /// The last failure must be as young: else nobody knows how it is now.
 const FRESH: Duration = Duration::from_secs(60);
 /// Time from one such end to the next: where it does not help, it is not done again and again.
@@ -167,34 +167,34 @@ mod tests {
 
     #[test]
     fn the_server_is_ended_only_for_what_has_lasted_and_is_so_now() {
-        assert!(is_due(&failing(10, 190), UP, s(191)));
-        assert!(!is_due(&failing(10, 189), UP, s(191)), "not for so long");
-        assert!(!is_due(&failing(10, 190), UP, s(251)), "long ago");
+        assert!(is_due(&failing(10, 310), UP, s(311)));
+        assert!(!is_due(&failing(10, 309), UP, s(311)), "not for so long");
+        assert!(!is_due(&failing(10, 310), UP, s(371)), "long ago");
         assert!(!is_due(&WorkerSeen::default(), UP, s(999)));
-        let mut few = failing(10, 190);
+        let mut few = failing(10, 310);
         few.passive.failures = PASSIVE_FAILURES - 1;
-        assert!(!is_due(&few, UP, s(191)), "too few");
+        assert!(!is_due(&few, UP, s(311)), "too few");
     }
 
     #[test]
     fn a_canary_is_evidence_as_well() {
         let mut canary = Canary::default();
-        for at in [10, 100, 189] {
+        for at in [10, 100, 309] {
             canary.ended(Answer::WorkerFailed("500".into()), s(at));
         }
         let mut seen = WorkerSeen {
             canary: Some(canary.clone()),
             ..WorkerSeen::default()
         };
-        assert!(!is_due(&seen, UP, s(190)));
-        canary.ended(Answer::WorkerFailed("500".into()), s(190));
+        assert!(!is_due(&seen, UP, s(310)));
+        canary.ended(Answer::WorkerFailed("500".into()), s(310));
         seen.canary = Some(canary);
-        assert!(is_due(&seen, UP, s(190)));
+        assert!(is_due(&seen, UP, s(310)));
     }
 
     #[test]
     fn nobody_who_still_gets_something_is_cut_off_and_it_is_not_done_in_a_loop() {
-        let seen = failing(10, 190);
+        let seen = failing(10, 310);
         for moment in [
             Moment { up: false, ..UP },
             Moment { busy: true, ..UP },
@@ -203,9 +203,9 @@ mod tests {
                 ..UP
             },
         ] {
-            assert!(!is_due(&seen, moment, s(191)), "{moment:?}");
+            assert!(!is_due(&seen, moment, s(311)), "{moment:?}");
         }
-        let later = failing(1700, 1900);
+        let later = failing(1600, 1900);
         let before = Moment {
             ended: Some(s(5)),
             ..UP
