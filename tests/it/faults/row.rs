@@ -232,6 +232,21 @@ pub const HIDES: &[(&str, &str, &str)] = &[
         "a Subscribe that comes when the shim knows of it is held",
     ),
     (
+        "server-garbage",
+        "scheduler-restarted",
+        "a Subscribe that comes when the shim knows of it is held, and nobody dials",
+    ),
+    (
+        "server-refuses",
+        "scheduler-restarted",
+        "a Subscribe that comes when the shim knows of it is held, and nobody dials",
+    ),
+    (
+        "server-killed",
+        "scheduler-restarted",
+        "a Subscribe that comes when the shim knows of it is held, and nobody dials",
+    ),
+    (
         "server-killed",
         "agent-killed",
         "without a server an agent ends by itself, and is not missed",
