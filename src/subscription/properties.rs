@@ -18,6 +18,7 @@ use self::world::{World, ending};
 use super::pace;
 use crate::config::Mode;
 
+mod interleavings;
 mod oracle;
 mod reading;
 mod sides;
