@@ -17,7 +17,8 @@ use tokio::time::sleep;
 use super::back::put_back;
 use super::server::{Asking, address};
 use super::{Jobs, Memory};
-use crate::endpoint::Protocol;
+use crate::endpoint::{Candidate, Protocol};
+use crate::health::Reason;
 use crate::models::{Inventory, Poke};
 use crate::observer::Observed;
 use crate::prober::Watching;
@@ -63,6 +64,8 @@ struct Signs {
     /// When the server last answered, while it does not.
     gone: Option<Duration>,
     was_up: bool,
+    /// Where it was last asked.
+    at: Option<Candidate>,
 }
 
 impl Signs {
@@ -71,7 +74,8 @@ impl Signs {
         match view.usable(Protocol::Http) {
             Usable::Up => {
                 self.was_up = true;
-                self.gone.take()
+                let moved = self.moved(view);
+                self.gone.take().or(moved)
             }
             Usable::Stalled => None,
             Usable::Down | Usable::Unknown => {
@@ -81,6 +85,20 @@ impl Signs {
                 None
             }
         }
+    }
+
+    /// The same, where another address is asked because nobody listens at the last one any more: a
+    /// server that comes back elsewhere may never have been away in sight of the probes.
+    fn moved(&mut self, view: &View) -> Option<Duration> {
+        let new = &view.selected(Protocol::Http)?.candidate;
+        if self.at.as_ref() == Some(new) {
+            return None;
+        }
+        let old = self.at.replace(new.clone())?;
+        let mut known = view.of(Protocol::Http).iter();
+        let old = known.find(|e| e.candidate == old)?;
+        let refused = old.health.reason == Some(Reason::Refused);
+        old.health.last_success.filter(|_| refused)
     }
 
     /// As [`Signs::view`], from a look at the processes.
@@ -279,7 +297,6 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::drain::Drain;
-    use crate::endpoint::Candidate;
     use crate::health::{Health, Outcome, Thresholds};
     use crate::history::History;
     use crate::metrics::Metrics;
@@ -316,6 +333,41 @@ mod tests {
         assert_eq!(signs.observed(&observed(7, 12)), None);
         let alive = signs.observed(&observed(8, 20));
         assert_eq!(alive, Some(Duration::from_secs(12)));
+    }
+
+    /// A server at two addresses, of which one is asked.
+    fn at(selected: usize, outcomes: [Outcome; 2], now: u64) -> View {
+        let mut view = server_up();
+        let http = Protocol::Http.index();
+        let mut other = view.endpoints[http][0].clone();
+        other.candidate.host = "127.0.0.2".parse().unwrap();
+        view.endpoints[http].push(other);
+        for (endpoint, outcome) in view.endpoints[http].iter_mut().zip(outcomes) {
+            endpoint.health.observe(&outcome, Duration::from_secs(now));
+        }
+        view.selection[http] = Some(selected);
+        view
+    }
+
+    #[test]
+    fn a_server_that_listens_elsewhere_all_at_once_has_been_restarted() {
+        let up = Outcome::Healthy {
+            ready: None,
+            latency: Duration::ZERO,
+        };
+        let not = |reason| Outcome::Unhealthy {
+            reason,
+            detail: String::new(),
+        };
+        let mut signs = Signs::default();
+        assert_eq!(signs.view(&at(0, [up.clone(), up.clone()], 1)), None);
+        let silent = at(1, [not(Reason::ConnectTimeout), up.clone()], 5);
+        assert_eq!(signs.view(&silent), None, "one process at two addresses");
+        let back = at(0, [up.clone(), up.clone()], 6);
+        assert_eq!(signs.view(&back), None, "the better address is there again");
+        let moved = at(1, [not(Reason::Refused), up], 9);
+        assert_eq!(signs.view(&moved), Some(Duration::ZERO), "when it answered");
+        assert_eq!(signs.view(&moved), None, "once");
     }
 
     fn server_up() -> View {
