@@ -105,6 +105,8 @@ pub struct WorkerSeen {
     pub workers: Workers,
     /// Workers that were seen to end while their main process lived.
     pub exits: u64,
+    /// When the main process of now was last seen to lose one.
+    pub exited: Option<Duration>,
     /// Of those, within the last minute.
     pub recent_exits: usize,
     /// Process ids of workers that a killed main process has left behind.

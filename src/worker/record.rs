@@ -71,6 +71,8 @@ pub struct Record {
     workers: BTreeMap<Name, (Process, Duration)>,
     expected: bool,
     exits: u64,
+    /// When a worker of this main process was last seen to have ended.
+    exited: Option<Duration>,
     recent: VecDeque<Duration>,
     missing: Option<Duration>,
     looping: Option<Duration>,
@@ -108,6 +110,7 @@ impl Record {
             self.leave(&lives, Some(server));
             self.main = Some(server.main.clone());
             self.starts += 1;
+            self.exited = None;
         }
         let owned = |p: &Process| server.children.iter().any(|c| name(c) == name(p));
         self.orphans.retain(|orphan| !owned(orphan));
@@ -117,6 +120,7 @@ impl Record {
         self.workers.retain(|name, _| now.contains_key(name));
         for _ in self.workers.len()..before {
             self.exits += 1;
+            self.exited = Some(at);
             self.recent.push_back(at);
         }
         for (name, process) in now {
@@ -173,6 +177,11 @@ impl Record {
     /// Main processes that were seen, one after the other.
     pub fn starts(&self) -> u64 {
         self.starts
+    }
+
+    /// When a worker of the main process of now was last seen to have ended.
+    pub fn exited(&self) -> Option<Duration> {
+        self.exited
     }
 
     /// How the workers stand.

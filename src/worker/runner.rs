@@ -154,6 +154,7 @@ impl Runner {
             let old = seen.clone();
             seen.workers = record.workers();
             seen.exits = record.exits();
+            seen.exited = record.exited();
             seen.recent_exits = record.recent();
             seen.orphans = record.orphans();
             seen.passive = seen.passive.still(now);
@@ -342,7 +343,9 @@ impl Runner {
 /// Whether the process that inferences went to has ended: nobody listens any more.
 fn is_gone(view: &View) -> bool {
     let refused = |e: &Endpoint| e.health.reason == Some(Reason::Refused);
-    view.usable(Protocol::Http) == Usable::Down && view.of(Protocol::Http).iter().all(refused)
+    let all = view.of(Protocol::Http);
+    // Where no address is known, nobody has refused.
+    view.usable(Protocol::Http) == Usable::Down && !all.is_empty() && all.iter().all(refused)
 }
 
 #[cfg(test)]

@@ -425,6 +425,11 @@ async fn ended_for_failing(mend: &str) -> (Option<i32>, u64) {
     let mut runner = runner(tree.path().into(), up, observed, None);
     runner.parts.mend = Mend::parse(mend).unwrap();
     let worker = runner.parts.worker.clone();
+    // A worker has ended; the next one is not given any work.
+    worker
+        .0
+        .seen
+        .send_modify(|seen| seen.exited = Some(runner.now()));
     tokio::time::pause();
     let hour = async {
         for _ in 0..360 {

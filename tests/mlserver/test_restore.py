@@ -148,6 +148,34 @@ def test_a_load_whose_caller_gives_up_is_carried_to_its_end(make_server, start_s
     assert http(server.http, "GET", "/v2/health/ready").status == 200
 
 
+def test_a_load_waits_for_an_unload_that_the_worker_has_not_done_yet(loaded, start_shim):
+    server = loaded
+    shim = start_shim(server)
+    shim.wait_until_up()
+    with grpc_stub(shim.grpc) as stub:
+        stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="echo"))
+        assert server.echoes()
+        worker = server.worker()
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            unload = stub.RepositoryModelUnload.future(
+                pb.RepositoryModelUnloadRequest(model_name="echo")
+            )
+            # Without the shim the server answers NOT_FOUND, and has the model no more.
+            load = stub.RepositoryModelLoad.future(
+                pb.RepositoryModelLoadRequest(model_name="echo")
+            )
+            # Behind both, on the same connection.
+            stub.RepositoryIndex(pb.RepositoryIndexRequest())
+            assert not unload.done() and not load.done()
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        unload.result()
+        load.result()
+    assert http(server.http, "GET", READY.format("echo")).status == 200
+    assert server.echoes()
+
+
 def test_the_agents_words_for_states(make_server, start_shim):
     server = make_server("slow_load", "echo")
     server.start()

@@ -5,6 +5,9 @@
 //! 200 and keeps it: the worker says that it does not have it, so the server does not strike it off
 //! the list that the next worker has to load. Putting its files back and loading it helps, which
 //! only a person can do.
+//!
+//! The state begins with a worker's death, and no inference has a result from then on: without
+//! that, failures may be those of one model, and the server serves others.
 
 use std::path::Path;
 use std::time::Duration;
@@ -35,6 +38,8 @@ struct Moment {
     up: bool,
     /// Inferences, loads or unloads are under way, or the pod drains.
     busy: bool,
+    /// When an inference last had a result, of whatever model.
+    result: Option<Duration>,
     /// When the server was last ended for this.
     ended: Option<Duration>,
 }
@@ -42,6 +47,12 @@ struct Moment {
 /// Whether the server is to be ended.
 fn is_due(seen: &WorkerSeen, moment: Moment, now: Duration) -> bool {
     if !moment.up || moment.busy || moment.ended.is_some_and(|at| now < at + AGAIN) {
+        return false;
+    }
+    if seen
+        .exited
+        .is_none_or(|exited| moment.result >= Some(exited))
+    {
         return false;
     }
     let lasts = |first: Duration, last: Duration| {
@@ -106,13 +117,19 @@ impl Runner {
             return std::future::pending().await;
         }
         let mut ended = None;
+        let (mut result, mut results) = (None, self.parts.in_flight.answers());
         loop {
             sleep(LOOK).await;
             let now = self.now();
             let memory = &self.parts.memory;
+            let before = std::mem::replace(&mut results, self.parts.in_flight.answers());
+            if results != before {
+                result = Some(now);
+            }
             let moment = Moment {
                 up: address(&self.parts.watching.view.borrow()).is_some(),
                 busy: memory.is_changing() || memory.drains() || self.parts.in_flight.now() > 0,
+                result,
                 ended,
             };
             if !is_due(&self.parts.worker.0.seen.borrow(), moment, now) {
@@ -120,7 +137,7 @@ impl Runner {
             }
             ended = Some(now);
             tracing::warn!(
-                "every inference has failed in the server for {} s: ending it, so that it is started again",
+                "every inference has failed in the server for {} s, since a worker of it has ended: ending it, so that it is started again",
                 MEND_AFTER.as_secs()
             );
             let outcome = self.end_server().await;
@@ -155,6 +172,7 @@ mod tests {
                 first: s(first),
                 last: s(last),
             },
+            exited: Some(s(first - 5)),
             ..WorkerSeen::default()
         }
     }
@@ -162,6 +180,7 @@ mod tests {
     const UP: Moment = Moment {
         up: true,
         busy: false,
+        result: None,
         ended: None,
     };
 
@@ -174,6 +193,9 @@ mod tests {
         let mut few = failing(10, 310);
         few.passive.failures = PASSIVE_FAILURES - 1;
         assert!(!is_due(&few, UP, s(311)), "too few");
+        let mut one = failing(10, 310);
+        one.exited = None;
+        assert!(!is_due(&one, UP, s(311)), "one model's, perhaps");
     }
 
     #[test]
@@ -184,6 +206,7 @@ mod tests {
         }
         let mut seen = WorkerSeen {
             canary: Some(canary.clone()),
+            exited: Some(s(9)),
             ..WorkerSeen::default()
         };
         assert!(!is_due(&seen, UP, s(310)));
@@ -199,6 +222,10 @@ mod tests {
             Moment { up: false, ..UP },
             Moment { busy: true, ..UP },
             Moment {
+                result: Some(s(5)),
+                ..UP
+            },
+            Moment {
                 ended: Some(s(5)),
                 ..UP
             },
@@ -207,6 +234,7 @@ mod tests {
         }
         let later = failing(1600, 1900);
         let before = Moment {
+            result: Some(s(4)),
             ended: Some(s(5)),
             ..UP
         };
@@ -240,7 +268,7 @@ mod tests {
     async fn a_process_is_ended_by_force_where_it_does_not_end_and_no_other_one_is() {
         use std::os::unix::process::ExitStatusExt;
         let proc = Path::new("/proc");
-        let (mut heeds, process) = child("echo; read _; sleep 600");
+        let (mut heeds, process) = child("echo; exec sleep 600");
         let other = Process {
             start: process.start + 1,
             ..process.clone()
