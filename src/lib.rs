@@ -49,6 +49,7 @@ pub mod state;
 pub mod subscription;
 pub mod telemetry;
 pub mod tls;
+mod turns;
 pub mod view;
 pub mod webhook;
 pub mod worker;

@@ -446,8 +446,7 @@ impl<F: AsyncRead + Unpin, T: Sink> Half<'_, F, T> {
                 in_a_row += 1;
                 if in_a_row > IN_A_ROW {
                     in_a_row = 0;
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
+                    return crate::turns::pass(cx);
                 }
                 let step = self.poll_step(cx, |head| {
                     // The last stream of a GOAWAY must not rise (RFC 9113, 6.8): where the server

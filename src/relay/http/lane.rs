@@ -355,8 +355,7 @@ impl<'a> Lane<'a> {
                     }
                 }
             }
-            cx.waker().wake_by_ref();
-            Poll::Pending
+            crate::turns::pass(cx)
         });
         // Without anything to read there is no timer.
         if timeout(READ_ON, rest).await.is_err() {

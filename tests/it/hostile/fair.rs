@@ -85,8 +85,7 @@ const CALLS: u64 = 30;
 /// thread, and the sockets on the way hold some megabytes that had passed before.
 const A_CALL: u64 = 32 * 1024 * 1024;
 
-/// Calls on a port of the shim's own and through it, while `taken` grows: in large steps only, since
-/// the kernel wakes who waits for room when there is much of it.
+/// Calls on a port of the shim's own and through it, while `taken` grows.
 async fn others_are_served(process: &Process, what: &str, taken: &AtomicU64) {
     let before = taken.load(Ordering::Relaxed);
     let both = async || {
@@ -227,7 +226,8 @@ async fn some_interim_answers_are_read_over() {
     assert_eq!(said.split_once("\r\n\r\n").unwrap().1.len(), 6_553_600);
 }
 
-/// Says the same for ever, and takes whatever is answered; counts what was said.
+/// Says the same for ever, and takes whatever is answered; counts both, since what is said goes on in
+/// large steps only: the kernel wakes who waits for room when there is much of it.
 fn tireless(
     stream: TcpStream,
     first: &'static [u8],
@@ -249,7 +249,11 @@ fn tireless(
             }
         };
         let mut buffer = vec![0; 256 * 1024];
-        let listen = async { while let Ok(1..) = read.read(&mut buffer).await {} };
+        let listen = async {
+            while let Ok(n @ 1..) = read.read(&mut buffer).await {
+                said.fetch_add(n as u64, Ordering::Relaxed);
+            }
+        };
         tokio::select! { () = speak => {}, () = listen => {} }
     })
 }

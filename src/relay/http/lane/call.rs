@@ -128,8 +128,7 @@ impl Call {
                 return Poll::Pending;
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        crate::turns::pass(cx)
     }
 
     /// Moves the request's body; pending also where there is none.
@@ -273,8 +272,7 @@ impl Call {
             bytes => bytes[at..].to_vec(),
         });
         // A server that says nothing else must leave a turn to others.
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        crate::turns::pass(cx)
     }
 
     /// Takes bytes of the body, with the head before them if that has come now.
